@@ -1,0 +1,92 @@
+"""Which implementation runs an operation: the only place that imports Triton.
+
+An operation's public function takes `backend=None | "reference" | "cpu" | "triton"`. None picks
+the best one that can run on the tensor's device; a name that cannot run raises BackendError. No
+fallback is silent: the automatic choice is logged once per operation.
+"""
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from types import ModuleType
+
+from mpt_fast.kernels import cpu
+
+logger = logging.getLogger("mpt_fast")
+
+BACKENDS = ("reference", "cpu", "triton")
+
+
+class BackendError(RuntimeError):
+    """The requested backend does not exist for this operation or cannot run here."""
+
+
+@functools.cache
+def triton_available() -> bool:
+    """True if Triton is installed and has a GPU driver or the interpreter to run in."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def triton() -> ModuleType:
+    """The Triton package; raises BackendError where it cannot run."""
+    if not triton_available():
+        raise BackendError(
+            "the triton backend needs the triton package and a GPU (or TRITON_INTERPRET=1)"
+        )
+    import triton as module
+
+    return module
+
+
+@functools.cache
+def _log_choice(operation: str, backend: str, device_type: str) -> None:
+    logger.info("%s on %s: backend %s", operation, device_type, backend)
+
+
+def choose(
+    operation: str, backend: str | None, device_type: str, supported: Sequence[str]
+) -> str:
+    """The backend that will run `operation` on a device of `device_type` ("cpu", "cuda", ...).
+
+    `supported` names the backends the operation has, best first for automatic choice. Raises
+    BackendError if `backend` is unknown, is not one of them, or cannot run on this machine.
+    """
+    if backend is None:
+        for name in supported:
+            if _runs(name, device_type):
+                _log_choice(operation, name, device_type)
+                return name
+        raise BackendError(f"{operation}: no backend runs on device {device_type!r}")
+    if backend not in BACKENDS:
+        raise BackendError(f"{operation}: unknown backend {backend!r}; choose from {BACKENDS}")
+    if backend not in supported:
+        raise BackendError(
+            f"{operation}: no {backend!r} backend; it has {', '.join(map(repr, supported))}"
+        )
+    if not _runs(backend, device_type):
+        if backend == "cpu":
+            if device_type == "cpu":
+                cpu.engine()  # raises with the remedy
+            raise BackendError(f"{operation}: backend 'cpu' cannot run on a {device_type} tensor")
+        raise BackendError(
+            f"{operation}: backend 'triton' needs a GPU tensor and the triton package "
+            f"(got device {device_type!r})"
+        )
+    return backend
+
+
+def _runs(backend: str, device_type: str) -> bool:
+    if backend == "reference":
+        return True
+    if backend == "cpu":
+        return device_type == "cpu" and cpu.available()
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return triton_available() and (device_type == "cuda" or interpreted)

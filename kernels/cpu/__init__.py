@@ -1,0 +1,48 @@
+"""The C++ engine's Python door. Importing this module never imports torch and never fails.
+
+`available()` says whether the extension was built; `engine()` returns it or raises EngineMissing
+with the remedy, so that a missing engine is never replaced by something slower in silence.
+"""
+
+import importlib
+import os
+from types import ModuleType
+
+
+class EngineMissing(RuntimeError):  # noqa: N818 - reads as the state it reports
+    """The compiled engine is not installed, or it cannot be loaded on this machine."""
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("mpt_fast.kernels._cpu"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+_module, _reason = _load()
+
+
+def available() -> bool:
+    """True if the compiled engine can be used."""
+    return _module is not None
+
+
+def engine() -> ModuleType:
+    """The compiled module `mpt_fast.kernels._cpu`; raises EngineMissing if it was not built."""
+    if _module is None:
+        raise EngineMissing(
+            f"the C++ engine is not installed ({_reason}); install g++ 11 or newer and run "
+            "`pip install --force-reinstall --no-deps mpt_fast`, or use backend='reference'"
+        )
+    return _module
+
+
+def default_threads() -> int:
+    """Threads used when none are named: OMP_NUM_THREADS, else the processors this process may use."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if value.isdigit() and int(value) > 0:
+        return int(value)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,11 @@
+// One function per operation folder; each registers that operation's entry points on the module.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+namespace mpt {
+
+void bind_select_topk(pybind11::module_& m);
+
+}  // namespace mpt

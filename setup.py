@@ -1,0 +1,98 @@
+"""Build of the optional C++ engine; everything else is declared in pyproject.toml.
+
+The engine is one extension, `mpt_fast.kernels._cpu`. Files named `*_avx512.cpp` and `*_avx2.cpp`
+are compiled for that instruction set and entered only after a run-time check of the processor;
+all other files use the compiler's baseline, so one wheel runs on every machine of its platform.
+"""
+
+import os
+import platform
+import sys
+from glob import glob
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
+ISA_FLAGS = {
+    "_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx2",
+                    "-mprefer-vector-width=512"],
+    "_avx2.cpp": ["-mavx2", "-mfma"],
+}
+
+
+class OptionalBuildExt(build_ext):
+    """Adds per-file instruction-set flags; a failed build leaves the PyTorch path and one warning."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:  # any compiler failure: the package works without the engine
+            self._give_up(error)
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._build(ext)
+        except Exception as error:
+            self._give_up(error)
+
+    def _build(self, ext: Extension) -> None:
+        import pybind11
+
+        ext.include_dirs.append(pybind11.get_include())
+        sanitize = os.environ.get("MPT_FAST_SANITIZE")
+        extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
+        ext.extra_compile_args = FLAGS + extra
+        ext.extra_link_args = list(extra)
+        if sys.platform != "darwin":
+            ext.extra_compile_args.append("-fopenmp")
+            ext.extra_link_args.append("-fopenmp")
+        compile_one = self.compiler._compile
+
+        def compile_with_isa(obj, src, suffix, cc_args, postargs, pp_opts):  # type: ignore[no-untyped-def]
+            for ending, flags in ISA_FLAGS.items():
+                if src.endswith(ending):
+                    postargs = [*postargs, *flags]
+            return compile_one(obj, src, suffix, cc_args, postargs, pp_opts)
+
+        self.compiler._compile = compile_with_isa
+        super().build_extension(ext)
+
+    def _give_up(self, error: Exception) -> None:
+        if os.environ.get("MPT_FAST_REQUIRE_ENGINE") == "1":
+            raise error
+        print(
+            f"WARNING: mpt_fast: the C++ engine was not built ({error}); packed networks will run "
+            "through PyTorch. Install g++ 11 or newer and reinstall to get it.",
+            file=sys.stderr,
+        )
+
+
+def sources() -> list[str]:
+    files = sorted(glob("kernels/**/*.cpp", recursive=True))
+    return [f for f in files if X86 or not f.endswith(tuple(ISA_FLAGS))]
+
+
+setup(
+    packages=[
+        *find_packages(include=["mpt_fast", "mpt_fast.*"]),
+        "mpt_fast.kernels",
+        *[f"mpt_fast.kernels.{name}" for name in find_packages("kernels")],
+    ],
+    package_dir={"mpt_fast": "mpt_fast", "mpt_fast.kernels": "kernels"},
+    package_data={
+        "mpt_fast": ["py.typed", "**/*.yaml", "**/*.html"],
+        "mpt_fast.kernels": ["**/*.h", "**/*.cpp"],
+    },
+    ext_modules=[
+        Extension(
+            "mpt_fast.kernels._cpu",
+            sources=sources(),
+            depends=sorted(glob("kernels/**/*.h", recursive=True)),
+            include_dirs=["kernels"],
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": OptionalBuildExt},
+)
