@@ -1,0 +1,2 @@
+#define MPT_ISA avx2
+#include "select_topk/cpu_kernels.h"

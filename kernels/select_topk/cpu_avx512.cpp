@@ -1,0 +1,2 @@
+#define MPT_ISA avx512
+#include "select_topk/cpu_kernels.h"

@@ -1,0 +1,2 @@
+#define MPT_ISA plain
+#include "select_topk/cpu_kernels.h"
