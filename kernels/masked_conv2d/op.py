@@ -1,0 +1,171 @@
+"""masked_conv2d: y = conv2d(x, g * sign(W) * M), the layer of a ticket.
+
+    x [N, C, H, W] floating; weight, scores [O, C/groups, kh, kw] floating; code int8 = sign(W) * M
+    of that shape and gain 0-dim (both from select_topk); y [N, O, Ho, Wo] in x's dtype and memory
+    format. Zero padding.
+
+Backward: x gets the usual gradient; the scores and, if it requires grad, the weight get those of
+`mpt_fast.kernels.masked_weight`. Under autocast, x is cast as for an ordinary convolution.
+Backend: "reference".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels.masked_conv2d import reference
+from mpt_fast.kernels.masked_weight import autocast, score_gradient, weight_gradient
+
+_SUPPORTED = ("reference",)
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    power: float = 1.0,
+    kept: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve x with gain * code; gradients reach x, scores and (fine-tuning) weight.
+
+    Shapes in the module's docstring; x may be [C, H, W] too. stride, padding, dilation: an int or
+    two. power: p of the power-propagation, only in the gradient. kept: 0-dim count of the mask,
+    needed only for the gradient to weight; None counts the non-zero codes.
+
+    Raises ValueError for shapes that do not match and TypeError for an x that is not floating.
+    """
+    _check(x, weight, scores, code, groups)
+    x = autocast(x)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    out = MaskedConv2dFunction.apply(
+        batched,
+        weight,
+        scores,
+        code,
+        gain,
+        kept,
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        groups,
+        power,
+        backend,
+    )
+    return out if x.dim() == 4 else out.squeeze(0)
+
+
+@torch.library.custom_op("mpt_fast::masked_conv2d", mutates_args=())
+def _masked_conv2d(
+    x: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(output, effective weight): the second is what the gradient to x is computed with."""
+    backends.choose("masked_conv2d", backend, x.device.type, _SUPPORTED)
+    return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
+
+
+@_masked_conv2d.register_fake
+def _(
+    x: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
+
+
+class MaskedConv2dFunction(torch.autograd.Function):
+    """The gradients of masked_conv2d."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor,
+        code: Tensor,
+        gain: Tensor,
+        kept: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        power: float,
+        backend: str | None,
+    ) -> Tensor:
+        out, effective = torch.ops.mpt_fast.masked_conv2d(
+            x, code, gain, stride, padding, dilation, groups, backend
+        )
+        tuned = (code, gain, kept) if ctx.needs_input_grad[1] else (None, None, None)
+        ctx.save_for_backward(x, effective, weight, scores, *tuned)
+        ctx.geometry = (stride, padding, dilation, groups)
+        ctx.power = power
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, effective, weight, scores, code, gain, kept = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        need_x, need_weight, need_scores = ctx.needs_input_grad[:3]
+        grad_x, grad_effective, _ = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            effective,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [need_x, need_weight or need_scores, False],
+        )
+        grad_scores = grad_weight = None
+        if need_scores:
+            grad_scores = score_gradient(grad_effective, weight, scores, ctx.power)
+        if need_weight:
+            grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
+        return grad_x, grad_weight, grad_scores, *[None] * 9
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return (value, value)
+    first, second = value
+    return (first, second)
+
+
+def _check(x: Tensor, weight: Tensor, scores: Tensor, code: Tensor, groups: int) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"masked_conv2d: x must be floating, got {x.dtype}; call x.float()")
+    if not weight.shape == scores.shape == code.shape or weight.dim() != 4:
+        raise ValueError(
+            "masked_conv2d: weight, scores and code must have one shape [O, C/groups, kh, kw], got "
+            f"{tuple(weight.shape)}, {tuple(scores.shape)} and {tuple(code.shape)}"
+        )
+    channels = weight.shape[1] * groups
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(
+            f"masked_conv2d: x must be [N, {channels}, H, W] or [{channels}, H, W], "
+            f"got {tuple(x.shape)}"
+        )

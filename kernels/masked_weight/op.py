@@ -1,0 +1,99 @@
+"""The effective weight g * sign(W) * M of a ticket layer and what flows back through it.
+
+With dL/dw the gradient to the effective weight w, code = sign(W) * M, gain g = sum(abs(W) M) / kept:
+
+    scores:  dL/ds = dL/dw * W * sign(s) * p * abs(s)**(p - 1), for pruned entries too; 0 at s = 0
+    weights (fine-tuning, mask fixed): dL/dW = M * (g * dL/dw * 1[abs(W) <= 1]
+             + (sum(dL/dw * sign(W) * M) / kept) * sign(W)),
+             the clipped identity through the sign plus the path through the gain
+
+No gradient reaches the scores through the gain. Backends of the score gradient: "reference" and
+"cpu" (C++, one pass; float32, other dtypes run the reference).
+"""
+
+import torch
+from torch import Tensor
+
+from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels import cpu
+from mpt_fast.kernels.masked_weight import reference
+
+_SUPPORTED = ("cpu", "reference")
+
+
+def effective_weight(code: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+    """gain * code in `dtype` and the memory format of `code`; code int8, gain 0-dim."""
+    return code.to(dtype).mul_(gain)
+
+
+def score_gradient(
+    grad: Tensor, weight: Tensor, scores: Tensor, power: float = 1.0, backend: str | None = None
+) -> Tensor:
+    """dL/dscores from the gradient to the effective weight; dtype and layout of `scores`.
+
+    grad, weight, scores: one shape. power >= 1. Raises ValueError for shapes that do not match.
+    """
+    if not grad.shape == weight.shape == scores.shape:
+        raise ValueError(
+            "grad, weight and scores must have one shape, got "
+            f"{tuple(grad.shape)}, {tuple(weight.shape)} and {tuple(scores.shape)}"
+        )
+    return torch.ops.mpt_fast.score_gradient(grad, weight, scores, float(power), backend)
+
+
+@torch.library.custom_op("mpt_fast::score_gradient", mutates_args=())
+def _score_gradient(
+    grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
+) -> Tensor:
+    chosen = backends.choose("score_gradient", backend, scores.device.type, _SUPPORTED)
+    out = torch.empty_like(scores)
+    if chosen == "cpu" and weight.dtype == scores.dtype == torch.float32:
+        _engine_score_gradient(grad, weight, scores, power, out)
+        return out
+    return out.copy_(reference.score_gradient(grad, weight, scores, power))
+
+
+@_score_gradient.register_fake
+def _(
+    grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
+) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _engine_score_gradient(
+    grad: Tensor, weight: Tensor, scores: Tensor, power: float, out: Tensor
+) -> None:
+    """Fills `out`, which lies in memory as `scores`; the others are copied only if they do not."""
+    tensors = [tensor.detach() for tensor in (grad.to(torch.float32), weight, scores, out)]
+    if scores.dim() == 4 and not scores.is_contiguous():
+        tensors = [tensor.permute(0, 2, 3, 1) for tensor in tensors]
+    arrays = [tensor.contiguous() for tensor in tensors]
+    cpu.engine().score_gradient(
+        arrays[0].numpy(),
+        arrays[1].numpy(),
+        arrays[2].numpy(),
+        power,
+        arrays[3].numpy(),
+        torch.get_num_threads(),
+    )
+    if arrays[3].data_ptr() != out.data_ptr():
+        tensors[3].copy_(arrays[3])
+
+
+def weight_gradient(
+    grad: Tensor, weight: Tensor, code: Tensor, gain: Tensor, kept: Tensor | None = None
+) -> Tensor:
+    """dL/dW for fine-tuning by the module's formula; M = (code != 0), kept: 0-dim, None counts M.
+
+    A kept weight of exactly 0 has code 0 and is therefore treated as pruned.
+    """
+    if kept is None:
+        kept = torch.count_nonzero(code)
+    return reference.weight_gradient(grad, weight, code, gain, kept)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast gives the input of a convolution or matrix product."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
