@@ -1,4 +1,4 @@
-"""TicketConfig: how a ticket is drawn, scored and pruned. Importing this module imports no torch."""
+"""TicketConfig: how a ticket is drawn, scored and pruned. This module imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class TicketConfig:
             )
         if self.scale_fan == "pruned" and self.sparsity == 0:
             raise ValueError(
-                "scale_fan='pruned' divides by the sparsity, which is 0; set scale_fan=True or False"
+                "scale_fan='pruned' divides by the sparsity, which is 0; set it to True or False"
             )
 
     @property

@@ -21,7 +21,7 @@ def convert(
     weights: Literal["init", "keep"] = "init",
     subclasses: bool = False,
 ) -> nn.Module:
-    """Replace, in place, every nn.Conv2d by MPTConv2d and nn.Linear by MPTLinear; returns the model.
+    """Replace every nn.Conv2d by MPTConv2d and nn.Linear by MPTLinear, in place; returns the model.
 
     config: TicketConfig of the new layers (None: its defaults). filter_fn(module, name): False
     leaves that layer as it is; name is qualified ("" for the root). weights: "init" draws new
@@ -99,6 +99,6 @@ def _ticket(module: nn.Module, config: TicketConfig, weights: str) -> TicketLaye
     if weights == "keep":
         layer.weight.copy_(module.weight)
         layer.reset_selection()
-    if layer.bias is not None:
+    if layer.bias is not None and module.bias is not None:
         layer.bias.copy_(module.bias)
     return layer.train(module.training)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.binary_activation import reference
 
-_SUPPORTED = ("reference",)
+BACKENDS = ("reference",)
 
 
 def binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
@@ -28,7 +28,7 @@ def binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
 
 @torch.library.custom_op("mpt_fast::binary_activation", mutates_args=())
 def _binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
-    backends.choose("binary_activation", backend, x.device.type, _SUPPORTED)
+    choose("binary_activation", backend, x.device.type, BACKENDS)
     return reference.binary_activation(x)
 
 
@@ -43,7 +43,7 @@ class BinaryActivationFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: str | None) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.ops.mpt_fast.binary_activation(x, backend)
+        return _binary_activation(x, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -6,7 +6,8 @@
 
 Backward: x gets the usual gradient; the scores and, if it requires grad, the weight get those of
 `mpt_fast.kernels.masked_weight`. Under autocast, x is cast as for an ordinary convolution.
-Backend: "reference".
+Backends: "reference" and "cpu", which forms the effective weight and the score gradient in C++ and
+convolves with PyTorch.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels.backend import choose
+from mpt_fast.kernels.geometry import Geometry, Pair, check_channels, make_geometry
 from mpt_fast.kernels.masked_conv2d import reference
-from mpt_fast.kernels.masked_weight import autocast, score_gradient, weight_gradient
+from mpt_fast.kernels.masked_weight import (
+    autocast,
+    effective_weight,
+    score_gradient,
+    weight_gradient,
+)
 
-_SUPPORTED = ("reference",)
+BACKENDS = ("cpu", "reference")
 
 
 def masked_conv2d(
@@ -28,9 +35,9 @@ def masked_conv2d(
     scores: Tensor,
     code: Tensor,
     gain: Tensor,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     power: float = 1.0,
     kept: Tensor | None = None,
@@ -44,7 +51,8 @@ def masked_conv2d(
 
     Raises ValueError for shapes that do not match and TypeError for an x that is not floating.
     """
-    _check(x, weight, scores, code, groups)
+    geometry = make_geometry(stride, padding, dilation, groups)
+    _check(x, weight, scores, code, geometry)
     x = autocast(x)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     out = MaskedConv2dFunction.apply(
@@ -54,10 +62,7 @@ def masked_conv2d(
         code,
         gain,
         kept,
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-        groups,
+        *geometry,
         power,
         backend,
     )
@@ -76,8 +81,10 @@ def _masked_conv2d(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(output, effective weight): the second is what the gradient to x is computed with."""
-    backends.choose("masked_conv2d", backend, x.device.type, _SUPPORTED)
-    return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
+    if choose("masked_conv2d", backend, x.device.type, BACKENDS) == "reference":
+        return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
+    effective = effective_weight(code, gain, x.dtype, "cpu")
+    return torch.conv2d(x, effective, None, stride, padding, dilation, groups), effective
 
 
 @_masked_conv2d.register_fake
@@ -113,13 +120,11 @@ class MaskedConv2dFunction(torch.autograd.Function):
         power: float,
         backend: str | None,
     ) -> Tensor:
-        out, effective = torch.ops.mpt_fast.masked_conv2d(
-            x, code, gain, stride, padding, dilation, groups, backend
-        )
+        out, effective = _masked_conv2d(x, code, gain, stride, padding, dilation, groups, backend)
         tuned = (code, gain, kept) if ctx.needs_input_grad[1] else (None, None, None)
         ctx.save_for_backward(x, effective, weight, scores, *tuned)
         ctx.geometry = (stride, padding, dilation, groups)
-        ctx.power = power
+        ctx.power, ctx.backend = power, backend
         return out
 
     @staticmethod
@@ -142,20 +147,13 @@ class MaskedConv2dFunction(torch.autograd.Function):
         )
         grad_scores = grad_weight = None
         if need_scores:
-            grad_scores = score_gradient(grad_effective, weight, scores, ctx.power)
+            grad_scores = score_gradient(grad_effective, weight, scores, ctx.power, ctx.backend)
         if need_weight:
             grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
         return grad_x, grad_weight, grad_scores, *[None] * 9
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return (value, value)
-    first, second = value
-    return (first, second)
-
-
-def _check(x: Tensor, weight: Tensor, scores: Tensor, code: Tensor, groups: int) -> None:
+def _check(x: Tensor, weight: Tensor, scores: Tensor, code: Tensor, geometry: Geometry) -> None:
     if not x.is_floating_point():
         raise TypeError(f"masked_conv2d: x must be floating, got {x.dtype}; call x.float()")
     if not weight.shape == scores.shape == code.shape or weight.dim() != 4:
@@ -163,9 +161,8 @@ def _check(x: Tensor, weight: Tensor, scores: Tensor, code: Tensor, groups: int)
             "masked_conv2d: weight, scores and code must have one shape [O, C/groups, kh, kw], got "
             f"{tuple(weight.shape)}, {tuple(scores.shape)} and {tuple(code.shape)}"
         )
-    channels = weight.shape[1] * groups
-    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+    if x.dim() not in (3, 4):
         raise ValueError(
-            f"masked_conv2d: x must be [N, {channels}, H, W] or [{channels}, H, W], "
-            f"got {tuple(x.shape)}"
+            f"masked_conv2d: x must be [N, C, H, W] or [C, H, W], got {tuple(x.shape)}"
         )
+    check_channels(x.shape[-3], weight.shape[0], weight.shape[1], geometry)

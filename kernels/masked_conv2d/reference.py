@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels.masked_weight import effective_weight
+from mpt_fast.kernels.masked_weight.reference import effective_weight
 
 
 def masked_conv2d(

@@ -5,7 +5,8 @@
 
 Backward: x gets the usual gradient; the scores and, if it requires grad, the weight get those of
 `mpt_fast.kernels.masked_weight`. Under autocast, x is cast as for an ordinary linear layer.
-Backend: "reference".
+Backends: "reference" and "cpu", which forms the effective weight and the score gradient in C++ and
+multiplies with PyTorch.
 """
 
 from typing import Any
@@ -13,11 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.masked_linear import reference
-from mpt_fast.kernels.masked_weight import autocast, score_gradient, weight_gradient
+from mpt_fast.kernels.masked_weight import (
+    autocast,
+    effective_weight,
+    score_gradient,
+    weight_gradient,
+)
 
-_SUPPORTED = ("reference",)
+BACKENDS = ("cpu", "reference")
 
 
 def masked_linear(
@@ -56,8 +62,10 @@ def _masked_linear(
     x: Tensor, code: Tensor, gain: Tensor, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """(output, effective weight): the second is what the gradient to x is computed with."""
-    backends.choose("masked_linear", backend, x.device.type, _SUPPORTED)
-    return reference.masked_linear(x, code, gain)
+    if choose("masked_linear", backend, x.device.type, BACKENDS) == "reference":
+        return reference.masked_linear(x, code, gain)
+    effective = effective_weight(code, gain, x.dtype, "cpu")
+    return torch.nn.functional.linear(x, effective), effective
 
 
 @_masked_linear.register_fake
@@ -80,10 +88,10 @@ class MaskedLinearFunction(torch.autograd.Function):
         power: float,
         backend: str | None,
     ) -> Tensor:
-        out, effective = torch.ops.mpt_fast.masked_linear(x, code, gain, backend)
+        out, effective = _masked_linear(x, code, gain, backend)
         tuned = (code, gain, kept) if ctx.needs_input_grad[1] else (None, None, None)
         ctx.save_for_backward(x, effective, weight, scores, *tuned)
-        ctx.power = power
+        ctx.power, ctx.backend = power, backend
         return out
 
     @staticmethod
@@ -97,7 +105,7 @@ class MaskedLinearFunction(torch.autograd.Function):
             rows = grad.reshape(-1, effective.shape[0])
             grad_effective = rows.t() @ x.reshape(-1, effective.shape[1])
             if need_scores:
-                grad_scores = score_gradient(grad_effective, weight, scores, ctx.power)
+                grad_scores = score_gradient(grad_effective, weight, scores, ctx.power, ctx.backend)
             if need_weight:
                 grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
         return grad_x, grad_weight, grad_scores, *[None] * 5

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels.masked_weight import effective_weight
+from mpt_fast.kernels.masked_weight.reference import effective_weight
 
 
 def masked_linear(x: Tensor, code: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:

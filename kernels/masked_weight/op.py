@@ -1,29 +1,41 @@
 """The effective weight g * sign(W) * M of a ticket layer and what flows back through it.
 
-With dL/dw the gradient to the effective weight w, code = sign(W) * M, gain g = sum(abs(W) M) / kept:
+With dL/dw the gradient to the effective weight w, code = sign(W) * M and gain
+g = sum(abs(W) * M) / kept:
 
     scores:  dL/ds = dL/dw * W * sign(s) * p * abs(s)**(p - 1), for pruned entries too; 0 at s = 0
     weights (fine-tuning, mask fixed): dL/dW = M * (g * dL/dw * 1[abs(W) <= 1]
              + (sum(dL/dw * sign(W) * M) / kept) * sign(W)),
              the clipped identity through the sign plus the path through the gain
 
-No gradient reaches the scores through the gain. Backends of the score gradient: "reference" and
-"cpu" (C++, one pass; float32, other dtypes run the reference).
+No gradient reaches the scores through the gain. Backends: "reference" and "cpu" (C++, one pass;
+float32, other dtypes run the reference).
 """
 
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import backend as backends
 from mpt_fast.kernels import cpu
+from mpt_fast.kernels.backend import choose
+from mpt_fast.kernels.layout import in_memory_order_of
 from mpt_fast.kernels.masked_weight import reference
 
-_SUPPORTED = ("cpu", "reference")
+BACKENDS = ("cpu", "reference")
 
 
-def effective_weight(code: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+def effective_weight(
+    code: Tensor, gain: Tensor, dtype: torch.dtype, backend: str | None = None
+) -> Tensor:
     """gain * code in `dtype` and the memory format of `code`; code int8, gain 0-dim."""
-    return code.to(dtype).mul_(gain)
+    chosen = choose("effective_weight", backend, code.device.type, BACKENDS)
+    if chosen == "cpu" and dtype == torch.float32:
+        out = torch.empty_like(code, dtype=dtype)
+        codes, result = in_memory_order_of(out, code, out)
+        cpu.engine().effective_weight(
+            codes.numpy(), gain.item(), result.numpy(), torch.get_num_threads()
+        )
+        return out
+    return reference.effective_weight(code, gain, dtype)
 
 
 def score_gradient(
@@ -31,24 +43,29 @@ def score_gradient(
 ) -> Tensor:
     """dL/dscores from the gradient to the effective weight; dtype and layout of `scores`.
 
-    grad, weight, scores: one shape. power >= 1. Raises ValueError for shapes that do not match.
+    grad, weight, scores: one shape. power >= 1. Raises ValueError otherwise.
     """
     if not grad.shape == weight.shape == scores.shape:
         raise ValueError(
             "grad, weight and scores must have one shape, got "
             f"{tuple(grad.shape)}, {tuple(weight.shape)} and {tuple(scores.shape)}"
         )
-    return torch.ops.mpt_fast.score_gradient(grad, weight, scores, float(power), backend)
+    if not power >= 1:
+        raise ValueError(f"power must be at least 1, got {power}")
+    return _score_gradient(grad, weight, scores, float(power), backend)
 
 
 @torch.library.custom_op("mpt_fast::score_gradient", mutates_args=())
 def _score_gradient(
     grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
 ) -> Tensor:
-    chosen = backends.choose("score_gradient", backend, scores.device.type, _SUPPORTED)
+    chosen = choose("score_gradient", backend, scores.device.type, BACKENDS)
     out = torch.empty_like(scores)
     if chosen == "cpu" and weight.dtype == scores.dtype == torch.float32:
-        _engine_score_gradient(grad, weight, scores, power, out)
+        g, w, s, result = in_memory_order_of(out, grad.to(torch.float32), weight, scores, out)
+        cpu.engine().score_gradient(
+            g.numpy(), w.numpy(), s.numpy(), power, result.numpy(), torch.get_num_threads()
+        )
         return out
     return out.copy_(reference.score_gradient(grad, weight, scores, power))
 
@@ -58,26 +75,6 @@ def _(
     grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
 ) -> Tensor:
     return torch.empty_like(scores)
-
-
-def _engine_score_gradient(
-    grad: Tensor, weight: Tensor, scores: Tensor, power: float, out: Tensor
-) -> None:
-    """Fills `out`, which lies in memory as `scores`; the others are copied only if they do not."""
-    tensors = [tensor.detach() for tensor in (grad.to(torch.float32), weight, scores, out)]
-    if scores.dim() == 4 and not scores.is_contiguous():
-        tensors = [tensor.permute(0, 2, 3, 1) for tensor in tensors]
-    arrays = [tensor.contiguous() for tensor in tensors]
-    cpu.engine().score_gradient(
-        arrays[0].numpy(),
-        arrays[1].numpy(),
-        arrays[2].numpy(),
-        power,
-        arrays[3].numpy(),
-        torch.get_num_threads(),
-    )
-    if arrays[3].data_ptr() != out.data_ptr():
-        tensors[3].copy_(arrays[3])
 
 
 def weight_gradient(

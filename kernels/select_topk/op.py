@@ -17,14 +17,17 @@ other dtypes run the reference).
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import backend as backends
 from mpt_fast.kernels import cpu
+from mpt_fast.kernels.backend import choose
+from mpt_fast.kernels.interop import as_array
+from mpt_fast.kernels.layout import in_memory_order_of, is_channels_last
 from mpt_fast.kernels.select_topk import reference
 
-_SUPPORTED = ("cpu", "reference")
+BACKENDS = ("cpu", "reference")
 
 
 class EmptiedLayerError(ValueError):
@@ -73,9 +76,7 @@ def select_topk(
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity is the fraction pruned and must lie in [0, 1), got {sparsity}")
     return Selection(
-        *torch.ops.mpt_fast.select_topk(
-            _detached(weights), _detached(scores), float(sparsity), _join(names), backend
-        )
+        *_select_topk(_detached(weights), _detached(scores), float(sparsity), _join(names), backend)
     )
 
 
@@ -87,9 +88,9 @@ def apply_threshold(
     backend: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Selection:
-    """The Selection that given thresholds [L] and tie_limits [L] describe; tie_limits 0: strictly >.
+    """The Selection that given thresholds [L] and tie_limits [L] describe (0: strictly above).
 
-    Arguments and errors otherwise as in `select_topk`.
+    thresholds must be finite and not negative. Arguments and errors otherwise as in `select_topk`.
     """
     _check(weights, scores)
     if thresholds.shape != (len(scores),) or tie_limits.shape != (len(scores),):
@@ -98,7 +99,7 @@ def apply_threshold(
             f"got {tuple(thresholds.shape)} and {tuple(tie_limits.shape)}"
         )
     return Selection(
-        *torch.ops.mpt_fast.apply_threshold(
+        *_apply_threshold(
             _detached(weights), _detached(scores), thresholds, tie_limits, _join(names), backend
         )
     )
@@ -112,7 +113,8 @@ def threshold_from_quantile(
 ) -> float:
     """The t for which abs(s) > t keeps n - int(sparsity * n) entries, or fewer where scores tie.
 
-    It is the largest pruned abs(s), or -1 where nothing is pruned. Errors as in `select_topk`.
+    It is the largest pruned abs(s), or 0 at sparsity 0, where only scores of exactly 0 are pruned.
+    Errors as in `select_topk`.
     """
     _check(scores, scores)
     if not 0.0 <= sparsity < 1.0:
@@ -121,7 +123,7 @@ def threshold_from_quantile(
     kept = kept_count(total, sparsity)
     if kept == total:
         _check_finite(scores, _join(names))
-        return -1.0
+        return 0.0
     if _engine_takes("select_topk", [], scores, backend):
         threshold = _engine_kth_largest(scores, kept + 1)
         if threshold is not None:
@@ -136,7 +138,7 @@ def layer_gains(selection: Selection, names: Sequence[str] | None = None) -> Ten
     Rounding to float32 makes every sum of +-g exact in float64. Raises EmptiedLayerError naming
     the first layer that keeps nothing.
     """
-    return torch.ops.mpt_fast.layer_gains(selection.abs_sums, selection.kept, _join(names))
+    return _layer_gains(selection.abs_sums, selection.kept, _join(names))
 
 
 _Parts = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]
@@ -168,7 +170,14 @@ def _apply_threshold(
     names: str = "",
     backend: str | None = None,
 ) -> _Parts:
-    cuts, limits = thresholds.tolist(), tie_limits.tolist()
+    cuts = thresholds.tolist()
+    limits = [max(0, limit) for limit in tie_limits.tolist()]
+    for position, cut in enumerate(cuts):
+        if not 0.0 <= cut < float("inf"):
+            raise ValueError(
+                f"{_name(names, position)} has threshold {cut}; thresholds must be finite and not "
+                "negative: select anew or load a sound checkpoint"
+            )
     if _engine_takes("apply_threshold", weights, scores, backend):
         rows = _engine_apply(weights, scores, cuts, limits)
         if rows is not None:
@@ -219,36 +228,43 @@ def _(abs_sums: Tensor, kept: Tensor, names: str = "") -> Tensor:
 class _Operands:
     """NumPy arrays of a list of tensors for the engine, and the codes that the engine fills.
 
-    A channels_last pair is passed as it lies in memory, without a copy, where `memory_order`
-    allows it; everything else is passed in logical order.
+    Tensors are passed in logical order; where `memory_order` allows it, in that of their scores,
+    which saves the copies of channels_last tensors.
     """
 
     def __init__(
         self, weights: Sequence[Tensor], scores: Sequence[Tensor], memory_order: Sequence[bool]
     ) -> None:
-        self.codes = [_empty_code(weight) for weight in weights]
-        views: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        self._filled = views[2]
-        for *triple, as_it_lies in zip(weights, scores, self.codes, memory_order, strict=True):
-            if as_it_lies and all(_is_channels_last(tensor) for tensor in triple):
-                triple = [tensor.permute(0, 2, 3, 1) for tensor in triple]
-            for view, tensor in zip(views, triple, strict=True):
-                view.append(tensor.detach().contiguous())
-        self.arrays = [[tensor.numpy() for tensor in view] for view in views]
+        self._codes = [_empty_code(weight) for weight in weights]
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self.weights: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+        self.codes: list[np.ndarray] = []
+        for weight, score, code, as_it_lies in zip(
+            weights, scores, self._codes, memory_order, strict=True
+        ):
+            w, s, c = (weight.detach(), score.detach(), code)
+            if as_it_lies and is_channels_last(score):
+                w, s, c = (tensor.permute(0, 2, 3, 1) for tensor in (w, s, c))
+            buffer = c.contiguous()
+            if buffer is not c:
+                self._buffers.append((c, buffer))
+            self.weights.append(as_array(w))
+            self.scores.append(as_array(s))
+            self.codes.append(buffer.numpy())
 
-    def filled(self) -> list[Tensor]:
-        """The codes, after the engine wrote the third list of `arrays`."""
-        for code, buffer in zip(self.codes, self._filled, strict=True):
-            if code.data_ptr() != buffer.data_ptr():
-                code.copy_(buffer)
-        return self.codes
+    def filled_codes(self) -> list[Tensor]:
+        """The codes in the layout of their weights, after the engine wrote `codes`."""
+        for code, buffer in self._buffers:
+            code.copy_(buffer)
+        return self._codes
 
 
 def _engine_select(
     weights: Sequence[Tensor], scores: Sequence[Tensor], kept_total: int
 ) -> reference.Rows | None:
     """None where a score is not finite: the caller says which."""
-    if any(_is_channels_last(score) for score in scores):
+    if any(is_channels_last(score) for score in scores):
         # The order of entries matters only where some of the threshold's ties are pruned: try
         # with all of them kept, in memory order, which needs no copy.
         threshold = _engine_kth_largest(scores, kept_total)
@@ -259,13 +275,12 @@ def _engine_select(
         if rows is None or sum(rows[4]) == kept_total:
             return rows
     operands = _Operands(weights, scores, [False] * len(scores))
-    w, s, codes = operands.arrays
     threshold, tie_limits, abs_sums, kept, finite = cpu.engine().select_topk(
-        w, s, kept_total, codes, torch.get_num_threads()
+        operands.weights, operands.scores, kept_total, operands.codes, torch.get_num_threads()
     )
     if not finite:
         return None
-    return operands.filled(), [threshold] * len(scores), tie_limits, abs_sums, kept
+    return operands.filled_codes(), [threshold] * len(scores), tie_limits, abs_sums, kept
 
 
 def _engine_apply(
@@ -280,20 +295,21 @@ def _engine_apply(
         for score, limit in zip(scores, tie_limits, strict=True)
     ]
     operands = _Operands(weights, scores, all_or_none)
-    w, s, codes = operands.arrays
     abs_sums, kept, finite = cpu.engine().apply_threshold(
-        w, s, thresholds, tie_limits, codes, torch.get_num_threads()
+        operands.weights,
+        operands.scores,
+        thresholds,
+        tie_limits,
+        operands.codes,
+        torch.get_num_threads(),
     )
-    return (operands.filled(), thresholds, tie_limits, abs_sums, kept) if finite else None
+    return (operands.filled_codes(), thresholds, tie_limits, abs_sums, kept) if finite else None
 
 
 def _engine_kth_largest(scores: Sequence[Tensor], rank: int) -> float | None:
     """None where a score is not finite."""
-    flat = [score.detach() for score in scores]
-    flat = [s.permute(0, 2, 3, 1) if _is_channels_last(s) else s.contiguous() for s in flat]
-    threshold, _, finite = cpu.engine().kth_largest(
-        [s.numpy() for s in flat], rank, torch.get_num_threads()
-    )
+    arrays = [in_memory_order_of(score, score)[0].numpy() for score in scores]
+    threshold, _, finite = cpu.engine().kth_largest(arrays, rank, torch.get_num_threads())
     return threshold if finite else None
 
 
@@ -304,32 +320,20 @@ def _engine_takes(
     if not sum(tensor.numel() for tensor in tensors):
         return False
     device = tensors[0].device.type
-    chosen = backends.choose(operation, backend, device, _SUPPORTED)
+    chosen = choose(operation, backend, device, BACKENDS)
     return chosen == "cpu" and all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
-    return (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
 def _empty_code(weight: Tensor) -> Tensor:
-    layout = torch.channels_last if _is_channels_last(weight) else torch.contiguous_format
+    layout = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
     return torch.empty_like(weight, dtype=torch.int8, memory_format=layout)
 
 
 def _parts(rows: reference.Rows, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> _Parts:
     codes, thresholds, tie_limits, abs_sums, kept = rows
     device = scores[0].device if scores else torch.device("cpu")
-    laid_out = [
-        _empty_code(weight).copy_(code) if code.stride() != _empty_code(weight).stride() else code
-        for weight, code in zip(weights, codes, strict=True)
-    ]
     return (
-        laid_out,
+        codes,
         torch.tensor(thresholds, dtype=_threshold_dtype(scores), device=device),
         torch.tensor(tie_limits, dtype=torch.int64, device=device),
         torch.tensor(abs_sums, dtype=torch.float64, device=device),

@@ -1,7 +1,7 @@
 """select_topk in plain PyTorch: concatenate, sort, keep. The papers' baseline and the ground truth.
 
-All functions see tensors by logical index, whatever their strides, and return codes that the
-caller lays out. Scores are finite (checked by the caller).
+All functions see tensors by logical index, whatever their strides. Scores are finite (checked by
+the caller).
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def apply_threshold(
 def _append(rows: Rows, weight: Tensor, mask: Tensor, threshold: float, tie_limit: int) -> None:
     codes, thresholds, tie_limits, abs_sums, kept = rows
     weight = weight.detach()
-    codes.append(torch.where(mask, weight.sign(), 0).to(torch.int8))
+    codes.append(torch.where(mask, weight.sign(), 0).to(torch.int8).contiguous())
     thresholds.append(threshold)
     tie_limits.append(tie_limit)
     abs_sums.append(weight[mask].abs().sum(dtype=torch.float64).item())

@@ -1,6 +1,5 @@
 """MPTConv2d: a convolution whose weights are a ticket."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mpt_fast.config import TicketConfig
+from mpt_fast.kernels.geometry import Pair, pair
 from mpt_fast.kernels.masked_conv2d import masked_conv2d
 from mpt_fast.nn.ticket import TicketLayer
 
-Pair = int | Sequence[int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -32,7 +31,7 @@ class MPTConv2d(TicketLayer):
         out_channels: int,
         kernel_size: Pair,
         stride: Pair = 1,
-        padding: Pair | Literal["same", "valid"] = 0,
+        padding: Pair | str = 0,
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = False,
@@ -42,7 +41,7 @@ class MPTConv2d(TicketLayer):
         *,
         config: TicketConfig | None = None,
     ) -> None:
-        kernel = _pair("kernel_size", kernel_size, 1)
+        kernel = pair(kernel_size, "kernel_size", 1)
         if min(in_channels, out_channels, groups) < 1:
             raise ValueError(
                 "in_channels, out_channels and groups must be at least 1, "
@@ -63,8 +62,8 @@ class MPTConv2d(TicketLayer):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel
-        self.stride = _pair("stride", stride, 1)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.stride = pair(stride, "stride", 1)
+        self.dilation = pair(dilation, "dilation", 1)
         self.groups = groups
         self.padding_mode = padding_mode
         self.padding: tuple[int, int] | str
@@ -75,22 +74,20 @@ class MPTConv2d(TicketLayer):
                 raise ValueError("padding='same' needs stride 1; give the padding in numbers")
             self.padding = padding
         else:
-            self.padding = _pair("padding", padding, 0)
+            self.padding = pair(padding, "padding", 0)
         self.reset_parameters()
 
     @property
     def padding_sides(self) -> tuple[int, int, int, int]:
         """Padding (left, right, top, bottom) in numbers, however it was written."""
+        if not isinstance(self.padding, str):
+            rows, columns = self.padding
+            return (columns, columns, rows, rows)
         if self.padding == "valid":
             return (0, 0, 0, 0)
-        if self.padding == "same":
-            rows, columns = (
-                d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)
-            )
-            left, top = columns // 2, rows // 2
-            return (left, columns - left, top, rows - top)
-        rows, columns = self.padding
-        return (columns, columns, rows, rows)
+        rows, columns = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        left, top = columns // 2, rows // 2
+        return (left, columns - left, top, rows - top)
 
     def forward(self, x: Tensor) -> Tensor:
         code, gain, kept = self._selected()
@@ -127,10 +124,3 @@ class MPTConv2d(TicketLayer):
         if self.padding_mode != "zeros":
             parts.append(f"padding_mode={self.padding_mode}")
         return ", ".join([*parts, f"bias={self.bias is not None}", self._ticket_repr()])
-
-
-def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
-        raise ValueError(f"{name} must be one or two integers of at least {least}, got {value!r}")
-    return (pair[0], pair[1])

@@ -15,7 +15,7 @@ def fans(weight: Tensor) -> tuple[int, int]:
 
 
 def weight_std(weight: Tensor, config: TicketConfig) -> float:
-    """gain(nonlinearity) / sqrt(fan), fan scaled by the density or sparsity if `scale_fan` says so."""
+    """gain(nonlinearity) / sqrt(fan), with fan scaled as `scale_fan` says."""
     fan_in, fan_out = fans(weight)
     fan = float(fan_in if config.mode == "fan_in" else fan_out)
     if config.scale_fan:
@@ -60,8 +60,8 @@ def init_weight_(weight: Tensor, config: TicketConfig) -> Tensor:
 def init_scores_(scores: Tensor, config: TicketConfig) -> Tensor:
     """Draw `scores` [O, I, ...] in place by config.score_init; returns it.
 
-    S0 ~ U(+-1 / sqrt(fan_in)); under power-propagation s0 = sign(S0) * abs(S0)**(1 / power), so that
-    Psi(s0) = S0, unless score_init is "raw".
+    S0 ~ U(+-1 / sqrt(fan_in)). Under power-propagation s0 = sign(S0) * abs(S0)**(1 / power), so
+    that Psi(s0) = S0, unless score_init is "raw".
     """
     if scores.numel() == 0:
         return scores

@@ -78,7 +78,7 @@ class TicketLayer(nn.Module):
         self.reset_selection()
 
     def reset_selection(self) -> None:
-        """Select layerwise from the current scores at this layer's sparsity, and store the result."""
+        """Select layerwise from the current scores at this layer's sparsity and store it."""
         if self.scores.is_meta:
             return
         if self.config.selection == "threshold":
@@ -207,7 +207,7 @@ class TicketLayer(nn.Module):
     ) -> None:
         errors_before = len(error_msgs)
         super()._load_from_state_dict(
-            state_dict,  # type: ignore[arg-type]  # torch's stub wants a dict, callers pass a Mapping
+            state_dict,
             prefix,
             local_metadata,
             strict,

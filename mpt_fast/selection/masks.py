@@ -114,7 +114,7 @@ def finetune(model: nn.Module, enabled: bool = True) -> None:
 
 
 def realised_sparsity(model: nn.Module) -> SparsityReport:
-    """The fraction that the masks really prune: per layer and in total (0 without ticket layers)."""
+    """The fraction that the masks really prune, per layer and in total (0 of no layers)."""
     counts = {
         name: (int(layer.mask().sum()), layer.weight.numel())
         for name, layer in ticket_layers(model).items()
