@@ -28,7 +28,7 @@ class Taps(NamedTuple):
     """
 
     indptr: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which a tap list has no use for
     value: Tensor
     shape: tuple[int, int, int, int]
 

@@ -7,7 +7,8 @@
 A tap outside the image contributes nothing (zero padding). int8 taps are +1 or -1 and only add
 and subtract; real taps multiply and are rounded to the dtype of x first. Sums are formed in the
 dtype of x, in an order that the backend chooses. There is no gradient: the operation runs trained
-networks.
+networks. Where x holds NaN or infinity the result is not specified: some backends multiply it by
+the pruned zeros, others never read it.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,87 @@
+"""Fixtures of every test, and the check that each operation's suite ran on what it claims."""
+
+import importlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent
+KERNEL_TESTS = TESTS / "kernels"
+KERNELS = TESTS.parent / "kernels"
+
+_ran: set[tuple[str, str]] = set()
+_problems: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Every test starts from the same random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In kernel tests torch.empty and its kin return NaN or the largest integer, not zeros.
+
+    That is what PyTorch does in deterministic mode, so an output that is not written shows.
+    """
+    if KERNEL_TESTS not in Path(request.path).resolve().parents:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.when == "call" and report.passed and KERNEL_TESTS in item.path.parents:
+        parameters = getattr(item, "callspec", None)
+        name = parameters.params.get("backend") if parameters is not None else None
+        if isinstance(name, str):
+            operation = item.path.relative_to(KERNEL_TESTS).parts[0]
+            _ran.add((operation, name.partition("/")[0]))
+    return report
+
+
+def _is_whole_kernel_run(config: pytest.Config) -> bool:
+    chosen = config.option.keyword or config.option.markexpr or config.option.deselect
+    arguments = config.args
+    start = config.invocation_params.dir
+    return not (chosen or config.option.collectonly) and helpers.covers_folder(
+        arguments, KERNEL_TESTS, start
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run of all kernel tests in which an operation's suite left a claimed backend out."""
+    if not _is_whole_kernel_run(session.config):
+        return
+    folders = sorted(path.parent.name for path in KERNELS.glob("*/op.py"))
+    claims = {
+        name: importlib.import_module(f"mpt_fast.kernels.{name}.op").BACKENDS for name in folders
+    }
+    _problems.extend(helpers.missing_suites(claims, _ran, helpers.runnable_backends()))
+    if _problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for problem in _problems:
+        terminalreporter.write_line(f"FAILED {problem}", red=True)
+    missing = sorted({"cpu", "triton"} - helpers.runnable_backends())
+    if missing and _ran:
+        terminalreporter.write_line(f"kernel tests ran without the backends {missing}")

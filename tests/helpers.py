@@ -1,0 +1,111 @@
+"""Shared by the tests: comparison by relative RMS, and the `backend` fixture of suites."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels import cpu, interop
+
+# Relative RMS error of a sum of rounded terms in another order; a few units in the last place.
+TOLERANCE = {torch.float32: 5e-7, torch.float64: 1e-15, torch.bfloat16: 8e-3}
+# A single wrong element hides in the RMS of many right ones; its own error may be this much more.
+PEAK = 20.0
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """Fail unless `actual` has the dtype, shape and, up to rounding, the values of `expected`.
+
+    The error is rms(actual - expected) / rms(expected), at most `tolerance` (None: by dtype, 0 for
+    integers and bool), and at no element more than PEAK times that. NaN and infinity must stand
+    where `expected` has them.
+    """
+    assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
+    assert actual.shape == expected.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
+    if not expected.is_floating_point():
+        wrong = int((actual != expected).sum())
+        assert wrong == 0, f"{wrong} of {expected.numel()} elements differ"
+        return
+    limit = TOLERANCE[expected.dtype] if tolerance is None else tolerance
+    got, want = actual.detach().double().cpu(), expected.detach().double().cpu()
+    finite = torch.isfinite(want)
+    same_special = torch.equal(torch.isfinite(got), finite) and torch.equal(
+        got[~finite].nan_to_num(), want[~finite].nan_to_num()
+    )
+    assert same_special, "NaN or infinity in other places"
+    got, want = got[finite], want[finite]
+    if want.numel() == 0:
+        return
+    scale = float(want.square().mean().sqrt()) or 1.0
+    error = got - want
+    rms, peak = float(error.square().mean().sqrt()) / scale, float(error.abs().max()) / scale
+    assert rms <= limit, f"relative RMS error {rms:.3e}, allowed {limit:.1e}"
+    assert peak <= PEAK * limit, f"largest relative error {peak:.3e}, allowed {PEAK * limit:.1e}"
+
+
+def suite_backends(claimed: Iterable[str], every_isa: bool = True) -> list[str]:
+    """The parameters of an operation's suite: the claimed backends that can run on this machine.
+
+    "cpu" becomes one "cpu/<isa>" for each instruction set of the engine where `every_isa`.
+    """
+    parameters = []
+    for name in claimed:
+        if name == "cpu" and cpu.available() and every_isa:
+            parameters += [f"cpu/{isa}" for isa in cpu.engine().isas()]
+        elif name in runnable_backends():
+            parameters.append(name)
+    return parameters
+
+
+def backend_fixture(claimed: Sequence[str], every_isa: bool = True) -> Callable[..., object]:
+    """A module's `backend` fixture: each test that takes it runs on each of the backends."""
+
+    @pytest.fixture(name="backend", scope="module", params=suite_backends(claimed, every_isa))
+    def fixture(request: pytest.FixtureRequest) -> Iterator[str]:
+        name, _, isa = request.param.partition("/")
+        with pytest.MonkeyPatch.context() as patch:
+            if isa:
+                patch.setattr(interop, "ISA", isa)
+            yield name
+
+    return fixture
+
+
+def runnable_backends() -> set[str]:
+    """Backends that can run on this machine at all."""
+    runs = {"reference"}
+    if cpu.available():
+        runs.add("cpu")
+    if backends.triton_available():
+        runs.add("triton")
+    return runs
+
+
+def missing_suites(
+    claims: Mapping[str, Sequence[str]],
+    ran: Collection[tuple[str, str]],
+    runnable: Collection[str],
+) -> list[str]:
+    """One line for each backend that an operation claims and no passed test of its suite used.
+
+    `claims` maps an operation's folder to its backends, `ran` holds (folder, backend) of passed
+    tests, and backends outside `runnable` are not asked for.
+    """
+    return [
+        f"no test in tests/kernels/{operation} ran on backend {name!r}, "
+        f"which kernels/{operation}/op.py claims"
+        for operation, names in sorted(claims.items())
+        for name in names
+        if name in runnable and (operation, name) not in ran
+    ]
+
+
+def covers_folder(arguments: Iterable[str], folder: Path, start: Path) -> bool:
+    """True if pytest's path arguments, given relative to `start`, include all of `folder`."""
+    paths = [(start / argument).resolve() for argument in arguments if "::" not in argument]
+    return any(path == folder or path in folder.parents for path in paths)
