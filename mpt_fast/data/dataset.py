@@ -28,8 +28,8 @@ class Split(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def batch(self, index: Tensor) -> Tensor:
-        """The images of the int64 index [n], as uint8 [n, C, H, W]."""
+    def batch(self, index: Tensor | Sequence[int]) -> Tensor:
+        """The images at the positions `index` [n], as uint8 [n, C, H, W]."""
 
     def batches(
         self, indices: Iterable[Tensor], crop_seed: tuple[int, int] | None = None
@@ -77,8 +77,8 @@ class TensorSplit(Split):
         _, c, h, w = images.shape
         self.image_shape = (c, h, w)
 
-    def batch(self, index: Tensor) -> Tensor:
-        return self.images.index_select(0, index.to(self.images.device))
+    def batch(self, index: Tensor | Sequence[int]) -> Tensor:
+        return self.images.index_select(0, torch.as_tensor(index, device=self.images.device))
 
     def to(self, device: torch.device | str) -> "TensorSplit":
         return TensorSplit(self.images.to(device), self.labels.to(device), self.classes)

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,8 +41,8 @@ class FolderSplit(Split):
         self.workers = workers
         self.image_shape = (3, size, size)
 
-    def batch(self, index: Tensor) -> Tensor:
-        return next(self.batches([index]))
+    def batch(self, index: Tensor | Sequence[int]) -> Tensor:
+        return next(self.batches([torch.as_tensor(index)]))
 
     def batches(
         self, indices: Iterable[Tensor], crop_seed: tuple[int, int] | None = None

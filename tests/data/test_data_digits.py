@@ -31,7 +31,7 @@ def test_digits_are_split_by_class_and_scaled() -> None:
 
 def test_the_split_is_fixed() -> None:
     first, second = data.load("digits"), data.load("digits")
-    index = torch.arange(len(first.test))
+    index = range(len(first.test))
     assert torch.equal(first.test.batch(index), second.test.batch(index))
     assert first.test.labels[:12].tolist() == second.test.labels[:12].tolist()
     assert data.available("digits")

@@ -1,0 +1,28 @@
+"""Training: recipes, one trainer for tickets and dense twins, runs that survive being killed.
+
+`train(recipe, folder)` trains; `load_run(folder)` gives the network back; `Recipe` says how, in
+YAML or Python. Works alone or under torchrun, on a CPU or a GPU.
+"""
+
+from mpt_fast.training.checkpoint import CheckpointError
+from mpt_fast.training.evaluation import Evaluation, evaluate
+from mpt_fast.training.guards import TrainingError
+from mpt_fast.training.recipe import Recipe, RecipeError, recipe_for
+from mpt_fast.training.run import evaluate_run, load_run, train
+from mpt_fast.training.trainer import Cadence, Result, Trainer
+
+__all__ = [
+    "Cadence",
+    "CheckpointError",
+    "Evaluation",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "Trainer",
+    "TrainingError",
+    "evaluate",
+    "evaluate_run",
+    "load_run",
+    "recipe_for",
+    "train",
+]

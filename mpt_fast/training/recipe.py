@@ -1,0 +1,375 @@
+"""Recipe: everything that decides how a network is trained, as a frozen dataclass and as YAML."""
+
+import dataclasses
+import difflib
+import importlib.resources
+import math
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mpt_fast.config import SCOPES, SCORE_INITS, SELECTIONS, WEIGHT_INITS, TicketConfig
+from mpt_fast.data import AUGMENTATIONS
+from mpt_fast.data import NAMES as DATA_NAMES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Recipe", "RecipeError", "recipe_for"]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: the message names the field and what it may be."""
+
+
+def _field(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A recipe field with its one-line meaning and the values it may take."""
+    bounds = {"low": low, "high": high, "above": above}
+    return dataclasses.field(default=default, metadata={"text": text, "choices": choices, **bounds})
+
+
+_GROUPS = {
+    "model": "The network",
+    "sparsity": "The ticket (unused by a dense network)",
+    "optimizer": "The optimiser and its schedule",
+    "amp": "How it is computed",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A training run. Two runs of one recipe on one machine end with identical bits on a CPU.
+
+    Every field has a default and is checked on creation; RecipeError (a ValueError) names a wrong
+    one. `Recipe.load` reads a built-in recipe or a file, `dump` writes every field with its
+    meaning.
+    """
+
+    model: str = _field("conv4", "name of a function of mpt_fast.models")
+    data: str = _field("digits", "data set", choices=DATA_NAMES)
+    image_size: int = _field(
+        224, "side of the images of an image folder; others have their own", low=1
+    )
+    activation: str = _field(
+        "relu", "activations of the ticket (its dense twin has relu)", choices=("relu", "binary")
+    )
+    width: float = _field(1.0, "factor on the number of channels", above=0)
+    bn: str = _field(
+        "frozen",
+        "a ticket's batch norm without or with trained scale and shift",
+        choices=("frozen", "affine"),
+    )
+    dense: bool = _field(False, "train the dense twin's weights instead of finding a ticket")
+
+    sparsity: float = _field(0.5, "fraction of the weights that is pruned", low=0)
+    scope: str = _field("global", "one threshold for all layers, or one per layer", choices=SCOPES)
+    selection: str = _field("exact", "how the kept weights are chosen", choices=SELECTIONS)
+    power: float = _field(1.0, "power-propagation p of s*|s|^(p-1); 1 means none", low=1)
+    weight_init: str = _field(
+        "kaiming_normal", "distribution of the frozen weights", choices=WEIGHT_INITS
+    )
+    score_init: str = _field(
+        "kaiming_uniform", "what is drawn uniformly: importance, or raw score", choices=SCORE_INITS
+    )
+    scale_fan: bool | str = _field(
+        False, "scale the fan by the density (true) or as biprop does (pruned)", choices=("pruned",)
+    )
+    progressive_epochs: int = _field(
+        0, "epochs of the cubic rise from sparsity 0.5; 0 means none", low=0
+    )
+
+    optimizer: str = _field(
+        "sgd", "optimiser of the scores (dense: of the weights)", choices=("sgd", "adam", "adamw")
+    )
+    lr: float = _field(0.1, "learning rate before the schedule", above=0)
+    momentum: float = _field(0.9, "momentum of sgd", low=0, high=1)
+    nesterov: bool = _field(False, "Nesterov momentum (sgd)")
+    weight_decay: float = _field(1e-4, "decay of everything trained, scores included", low=0)
+    schedule: str = _field(
+        "cosine", "learning rate over the epochs", choices=("cosine", "multistep", "constant")
+    )
+    warmup_epochs: int = _field(0, "epochs of linear warm-up", low=0)
+    milestones: tuple[int, ...] = _field((), "epochs at which multistep multiplies by gamma")
+    gamma: float = _field(0.1, "factor at each milestone", above=0)
+    epochs: int = _field(5, "passes over the training images", low=1)
+    batch_size: int = _field(128, "images per step, over all processes", low=1)
+    label_smoothing: float = _field(0.0, "label smoothing of the training loss", low=0, high=1)
+    grad_clip: float = _field(0.0, "largest gradient norm; 0 means no clipping", low=0)
+    augment: str = _field("none", "augmentation of the training images", choices=AUGMENTATIONS)
+    seed: int = _field(0, "seed of weights, scores, order and augmentation", low=0)
+
+    amp: str = _field(
+        "auto",
+        "mixed precision; auto is bf16 where it is faster",
+        choices=("auto", "none", "bf16", "fp16"),
+    )
+    channels_last: bool = _field(True, "memory layout of images and weights")
+    deterministic: bool = _field(False, "only deterministic algorithms on a GPU (a CPU always is)")
+    threads: int = _field(0, "CPU threads; 0 means as torch is set", low=0)  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.sparsity >= 1:
+            raise RecipeError(f"sparsity must lie in [0, 1), got {self.sparsity!r}")
+        if self.warmup_epochs >= self.epochs:
+            raise RecipeError(
+                f"warmup_epochs must be below epochs ({self.epochs}), got {self.warmup_epochs}"
+            )
+        if self.progressive_epochs and self.scope != "global":
+            raise RecipeError("progressive_epochs needs scope: global")
+        if self.progressive_epochs >= self.epochs and not self.dense:
+            raise RecipeError(
+                f"progressive_epochs must be below epochs ({self.epochs}), or the run ends before "
+                f"its sparsity is reached; got {self.progressive_epochs}"
+            )
+        if self.milestones and self.schedule != "multistep":
+            raise RecipeError(f"milestones need schedule: multistep, got {self.schedule}")
+        if (
+            list(self.milestones) != sorted(set(self.milestones))
+            or min(self.milestones, default=1) < 1
+        ):
+            raise RecipeError(f"milestones must rise from 1, got {list(self.milestones)}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise RecipeError("nesterov needs optimizer: sgd and a momentum above 0")
+        if self.model not in _model_names():
+            raise RecipeError(_choice_error("model", self.model, _model_names()))
+        try:
+            self.ticket_config()
+        except (TypeError, ValueError) as error:
+            raise RecipeError(str(error)) from None
+
+    def ticket_config(self) -> TicketConfig:
+        """The ticket's configuration at its final sparsity."""
+        names = {field.name for field in dataclasses.fields(TicketConfig)}
+        return TicketConfig(**{k: v for k, v in self.to_dict().items() if k in names})
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
+        """The network for images (C, H, W), drawn from `seed` on the CPU, in float32.
+
+        A dense recipe gives the twin of the ticket: the same shapes, ReLU and affine batch norm
+        whatever the ticket's, trainable weights. The global random state is left as it was.
+        """
+        import torch
+
+        from mpt_fast import models
+
+        channels, height, width = image_shape
+        options: dict[str, Any] = {
+            "num_classes": num_classes,
+            "in_channels": channels,
+            "activation": self.activation,
+            "width": self.width,
+            "image_size": (height, width),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.dense:
+                return models.dense_twin(self.model, **options)
+            return models.build(self.model, bn=self.bn, config=self.ticket_config(), **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these fields and defaults for the rest; RecipeError on an unknown key."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise RecipeError(_choice_error("recipe field", str(key), names, list_all=False))
+        return cls(**values)
+
+    def replace(self, **overrides: Any) -> "Recipe":
+        """A copy with some fields changed; RecipeError on an unknown one."""
+        return self.from_dict({**self.to_dict(), **overrides})
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Names of the fields in which two recipes differ."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+    def dump(self) -> str:
+        """YAML with every field, its value and its meaning; `from_yaml` reads it back."""
+        lines = []
+        for field in dataclasses.fields(self):
+            if field.name in _GROUPS:
+                lines += ["", f"# {_GROUPS[field.name]}"]
+            value = getattr(self, field.name)
+            plain = list(value) if isinstance(value, tuple) else value
+            entry = yaml.safe_dump({field.name: plain}, default_flow_style=None).strip()
+            choices = field.metadata["choices"]
+            kinds = f": {', '.join(choices)}" if choices and field.type is str else ""
+            lines.append(f"{entry}  # {field.metadata['text']}{kinds}")
+        return "\n".join(lines[1:]) + "\n"
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "recipe") -> "Recipe":
+        """The recipe in a YAML text; `source` names it in errors."""
+        try:
+            values = yaml.load(text, _StrictLoader)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"{source}: not valid YAML ({reason})") from None
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise RecipeError(f"{source}: must be lines of `field: value`")
+        try:
+            return cls.from_dict(values)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from None
+
+    @classmethod
+    def load(cls, name: str | Path, **overrides: Any) -> "Recipe":
+        """A built-in recipe by name (see `names`) or a YAML file by path, with overrides."""
+        path = Path(name)
+        if path.suffix in (".yaml", ".yml"):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "not UTF-8 text"
+                raise RecipeError(f"{path}: cannot be read ({reason})") from None
+        elif str(name) in cls.names():
+            text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        else:
+            raise RecipeError(
+                _choice_error("recipe", str(name), cls.names()) + ", or a path that ends in .yaml"
+            )
+        return cls.from_yaml(text, str(name)).replace(**overrides)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Names of the built-in recipes."""
+        files = (entry.name for entry in _folder().iterdir())
+        return tuple(sorted(name[: -len(".yaml")] for name in files if name.endswith(".yaml")))
+
+
+def recipe_for(
+    model: str,
+    data: str = "digits",
+    *,
+    activation: str = "relu",
+    dense: bool = False,
+    **overrides: Any,
+) -> Recipe:
+    """The papers' optimiser settings for a model, then the overrides.
+
+    Tickets: SGD with momentum 0.9 and weight decay 1e-4 (ResNets 5e-4), or, for binary activations
+    and for VGG-Small, Adam without decay; learning rate 0.1 in both. Dense twins: SGD at 0.05
+    (ResNets 0.1) with decay 5e-4.
+    """
+    residual = "resnet" in model
+    values: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "activation": activation,
+        "dense": dense,
+    }
+    if dense:
+        values |= {"lr": 0.1 if residual else 0.05, "weight_decay": 5e-4}
+    elif activation == "binary" or "vgg" in model:
+        values |= {"optimizer": "adam", "weight_decay": 0.0}
+    elif residual:
+        values |= {"weight_decay": 5e-4}
+    if data in ("cifar10", "cifar100"):
+        values |= {"augment": "crop-flip", "epochs": 100}
+    elif data == "imagefolder":
+        values |= {"augment": "resized-crop-flip", "epochs": 100, "label_smoothing": 0.1}
+    elif data == "digits":
+        values |= {"batch_size": 64, "epochs": 20}
+    return Recipe.from_dict({**values, **overrides})
+
+
+def _folder() -> Any:
+    return importlib.resources.files("mpt_fast") / "recipes"
+
+
+def _model_names() -> tuple[str, ...]:
+    from mpt_fast import models
+
+    return models.NAMES
+
+
+def _choice_error(
+    what: str, value: str, choices: list[str] | tuple[str, ...], *, list_all: bool = True
+) -> str:
+    close = difflib.get_close_matches(value, choices, n=2)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"unknown {what} {value!r}{hint}" + (
+        f" (known: {', '.join(choices)})" if list_all or not close else ""
+    )
+
+
+def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """The value in the field's own type; RecipeError if it is of another or out of bounds."""
+    name, choices = field.name, field.metadata["choices"]
+    if field.type is str:
+        if not isinstance(value, str):
+            raise RecipeError(f"{name} must be text, got {value!r}")
+        if choices and value not in choices:
+            raise RecipeError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return value
+    if field.type is bool or field.type == bool | str:
+        if not (isinstance(value, bool) or (isinstance(value, str) and value in choices)):
+            allowed = ", ".join(("true", "false", *choices))
+            raise RecipeError(f"{name} must be one of {allowed}, got {value!r}")
+        return value
+    if field.type is int:
+        return _bounded(field, _integer(name, value))
+    if field.type is float:
+        return _bounded(field, _real(name, value))
+    if not isinstance(value, (list, tuple)):
+        raise RecipeError(f"{name} must be a list of integers, got {value!r}")
+    return tuple(_integer(name, entry) for entry in value)
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"{name} must be an integer, got {value!r}")
+    return value
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4, without a point, as text
+        try:
+            value = float(value)
+        except ValueError:
+            raise RecipeError(f"{name} must be a number, got {value!r}") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RecipeError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _bounded(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    low, high, above = (field.metadata[key] for key in ("low", "high", "above"))
+    if low is not None and value < low:
+        raise RecipeError(f"{field.name} must be at least {low}, got {value}")
+    if above is not None and value <= above:
+        raise RecipeError(f"{field.name} must be above {above}, got {value}")
+    if high is not None and value >= high:
+        raise RecipeError(f"{field.name} must be below {high}, got {value}")
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key written twice, where YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"field {key.value!r} stands there twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
