@@ -127,7 +127,7 @@ def test_thresholds_at_every_possible_sum(backend: str) -> None:
     bound = 2 * 9 + 1
     for limit in range(-bound, bound + 1):
         for flip in (False, True):
-            operands = {
+            operands: dict[str, Any] = {
                 "threshold": torch.tensor([limit], dtype=torch.int32),
                 "flip": torch.tensor([flip]),
             }
