@@ -1,0 +1,111 @@
+"""Running a packed file on NumPy arrays."""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpt_fast.kernels import cpu
+from mpt_fast.runtime.engine import CompiledProgram
+from mpt_fast.runtime.file import SizeReport, read_program, size_report
+from mpt_fast.runtime.program import Kind, Program, Taps
+
+
+class InputError(ValueError):
+    """An array given to a packed network has the wrong shape, dtype or values."""
+
+
+class Model:
+    """A packed network on the C++ engine; call it with arrays [N, *input_shape].
+
+    `threads` is the number of threads of a call; None means OMP_NUM_THREADS, or every processor
+    this process may use.
+    """
+
+    def __init__(self, program: Program, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads={threads} is not a positive number")
+        self.program = program
+        self.threads = threads
+        self._compiled: dict[Kind, CompiledProgram] = {}
+        self.compiled("f32")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input image."""
+        return self.program.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one result."""
+        return self.program.output_shape
+
+    def compiled(self, kind: Kind) -> CompiledProgram:
+        """The engine's program for inputs of `kind`, built at first use."""
+        if kind not in self._compiled:
+            self._compiled[kind] = CompiledProgram(self.program, kind)
+        return self._compiled[kind]
+
+    def __call__(self, x: NDArray) -> NDArray[np.float32]:
+        """float32 or float64 [N, *input_shape] -> float32 [N, *output_shape]."""
+        if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
+            what = f"a {x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
+            raise InputError(f"input is {what}; give a float32 or float64 NumPy array")
+        check_shape(x.shape, self.input_shape)
+        if not np.isfinite(x).all():
+            raise InputError("input has NaN or infinite values; clean it before the call")
+        return self.run(x, self.threads or cpu.default_threads()).astype(np.float32, copy=False)
+
+    def run(self, x: NDArray, threads: int) -> NDArray:
+        """Like a call, without the checks, in the kind of the program's result."""
+        batch = x.shape[0]
+        kind = self.program.values()[self.program.output].kind
+        if batch == 0:
+            dtype = np.float64 if kind == "f64" else np.float32
+            return np.zeros((0, *self.output_shape), dtype)
+        images = np.ascontiguousarray(x.reshape(batch, *self.program.input))
+        y = self.compiled("f64" if x.dtype == np.float64 else "f32")(images, threads)
+        return y.reshape(batch, *self.output_shape)
+
+    def size_report(self) -> SizeReport:
+        """Bytes of the packed file and of each of its parts."""
+        return size_report(self.program)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """One row per step: name, op, what it covers, kept taps, density, result."""
+        rows = []
+        for step, value in zip(self.program.steps, self.program.values()[1:], strict=True):
+            taps: Taps | None = getattr(step, "taps", None)
+            rows.append(
+                {
+                    "name": step.name,
+                    "op": step.op,
+                    "covers": step.covers,
+                    "kept": taps.kept if taps else None,
+                    "density": taps.kept / taps.weights if taps else None,
+                    "kind": value.kind,
+                    "output": value.shape,
+                }
+            )
+        return rows
+
+
+def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises InputError unless `shape` is a batch of images of shape `expected`."""
+    if len(shape) != len(expected) + 1 or tuple(shape[1:]) != expected:
+        wanted = ", ".join(map(str, expected))
+        raise InputError(f"input has shape {list(shape)}; this network takes [N, {wanted}]")
+
+
+def load(path: str | os.PathLike, backend: str | None = None, threads: int | None = None) -> Model:
+    """Reads, checks and compiles the packed file at `path`.
+
+    `backend` is None or "cpu", the C++ engine: the only one that runs without PyTorch. Raises
+    FileError for a bad file, EngineMissing where the engine is not built.
+    """
+    if backend == "reference":
+        raise InputError("backend 'reference' needs PyTorch; use mpt_fast.load(path, 'reference')")
+    if backend not in (None, "cpu"):
+        raise InputError(f"unknown backend {backend!r}; the runtime has 'cpu'")
+    return Model(read_program(path), threads)
