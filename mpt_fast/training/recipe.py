@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.resources
 import math
+import textwrap
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +62,12 @@ class Recipe:
         224, "side of the images of an image folder; others have their own", low=1
     )
     activation: str = _field(
-        "relu", "activations of the ticket (its dense twin has relu)", choices=("relu", "binary")
+        "relu", "the ticket's activations; its dense twin has relu", choices=("relu", "binary")
     )
     width: float = _field(1.0, "factor on the number of channels", above=0)
     bn: str = _field(
         "frozen",
-        "a ticket's batch norm without or with trained scale and shift",
+        "the ticket's batch norm, with or without scale and shift",
         choices=("frozen", "affine"),
     )
     dense: bool = _field(False, "train the dense twin's weights instead of finding a ticket")
@@ -82,7 +83,7 @@ class Recipe:
         "kaiming_uniform", "what is drawn uniformly: importance, or raw score", choices=SCORE_INITS
     )
     scale_fan: bool | str = _field(
-        False, "scale the fan by the density (true) or as biprop does (pruned)", choices=("pruned",)
+        False, "true scales the fan by the density, pruned does as biprop does", choices=("pruned",)
     )
     progressive_epochs: int = _field(
         0, "epochs of the cubic rise from sparsity 0.5; 0 means none", low=0
@@ -110,7 +111,7 @@ class Recipe:
 
     amp: str = _field(
         "auto",
-        "mixed precision; auto is bf16 where it is faster",
+        "mixed precision; auto is bf16 where the processor has it",
         choices=("auto", "none", "bf16", "fp16"),
     )
     channels_last: bool = _field(True, "memory layout of images and weights")
@@ -202,16 +203,17 @@ class Recipe:
 
     def dump(self) -> str:
         """YAML with every field, its value and its meaning; `from_yaml` reads it back."""
-        lines = []
+        lines: list[str] = []
         for field in dataclasses.fields(self):
             if field.name in _GROUPS:
-                lines += ["", f"# {_GROUPS[field.name]}"]
+                lines += ["", f"# {_GROUPS[field.name]}."]
             value = getattr(self, field.name)
             plain = list(value) if isinstance(value, tuple) else value
-            entry = yaml.safe_dump({field.name: plain}, default_flow_style=None).strip()
             choices = field.metadata["choices"]
-            kinds = f": {', '.join(choices)}" if choices and field.type is str else ""
-            lines.append(f"{entry}  # {field.metadata['text']}{kinds}")
+            listed = f" ({', '.join(choices)})" if choices and field.type is str else ""
+            note = textwrap.wrap(f"{field.metadata['text']}{listed}", 96)
+            entry = yaml.safe_dump([plain], default_flow_style=True, width=1000).strip()[1:-1]
+            lines += [*(f"# {line}" for line in note), f"{field.name}: {entry}"]
         return "\n".join(lines[1:]) + "\n"
 
     @classmethod

@@ -13,7 +13,8 @@ from mpt_fast.training import checkpoint
 from mpt_fast.training.distributed import World, processes
 from mpt_fast.training.evaluation import Evaluation, evaluate
 from mpt_fast.training.recipe import Recipe, RecipeError
-from mpt_fast.training.trainer import Cadence, Result, Trainer, load_model
+from mpt_fast.training.snapshot import load_model
+from mpt_fast.training.trainer import Cadence, Result, Trainer
 
 __all__ = ["evaluate_run", "load_run", "train"]
 

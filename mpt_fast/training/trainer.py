@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -23,8 +22,7 @@ from mpt_fast.selection import (
     ticket_layers,
     update_masks,
 )
-from mpt_fast.training import checkpoint
-from mpt_fast.training.checkpoint import Checkpoint, CheckpointError
+from mpt_fast.training import checkpoint, snapshot
 from mpt_fast.training.distributed import World
 from mpt_fast.training.evaluation import run_evaluation
 from mpt_fast.training.guards import (
@@ -38,13 +36,10 @@ from mpt_fast.training.guards import (
 from mpt_fast.training.metrics import MetricsLog
 from mpt_fast.training.precision import autocast, computing, resolve_amp
 from mpt_fast.training.progress import RunProgress
-from mpt_fast.training.recipe import Recipe, RecipeError
+from mpt_fast.training.recipe import Recipe
 from mpt_fast.training.schedule import learning_rate
 
-__all__ = ["Cadence", "Result", "Trainer", "load_model"]
-
-MODEL = "model/"
-AMP_MODES = ("none", "bf16", "fp16")
+__all__ = ["Cadence", "Result", "Trainer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,14 +200,6 @@ class Trainer:
 
     def _start(self) -> None:
         self.amp = resolve_amp(self.recipe.amp, self.device)
-        if self.world.size > 1:  # a measurement may end differently on each rank: rank 0 decides
-            self.amp = AMP_MODES[
-                int(
-                    self.world.gather(torch.tensor(AMP_MODES.index(self.amp), device=self.device))[
-                        0
-                    ]
-                )
-            ]
         self._set_sparsity(0)
         if self.world.first:
             self.log = MetricsLog(self.out_dir)
@@ -248,6 +235,7 @@ class Trainer:
                 self._save()
         self._see_loss()
         rate_seen = (at.step - first_step) * self.recipe.batch_size / (time.monotonic() - started)
+        self.world.share_statistics(self.model)
         with self._naming_the_step():
             result = run_evaluation(self.model, self.test_loader, self.world)
         at.seconds += time.monotonic() - clock
@@ -342,11 +330,11 @@ class Trainer:
 
     def _save(self, *, best: bool = False) -> None:
         """Write `last`, and `best` before it if asked. Every rank must come here."""
-        update_masks(self.model)  # the stored thresholds must be those of the stored scores
-        codes = {name: layer.sign_code() for name, layer in ticket_layers(self.model).items()}
+        with self._naming_the_step():
+            update_masks(self.model)  # the stored thresholds must be those of the stored scores
+            codes = {name: layer.sign_code() for name, layer in ticket_layers(self.model).items()}
         self._compare_masks(codes)
         check_finite(self.model, self._where(self.at.step))
-        self.world.share_statistics(self.model)
         at = self.at
         sums = self.world.gather(torch.tensor(at.sums, dtype=torch.float64, device=self.device))
         if self.log is None:
@@ -355,7 +343,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "input_shape": self.dataset.image_shape,
             "num_classes": self.dataset.num_classes,
-            "data": _fingerprint(self.dataset),
+            "data": snapshot.fingerprint(self.dataset),
             "sparsity": next((x.sparsity for x in ticket_layers(self.model).values()), 0.0),
             "world_size": self.world.size,
             "amp": self.amp,
@@ -370,16 +358,10 @@ class Trainer:
             "metrics": self.log.offsets,
             "history": self.history,
         }
-        model = {f"{MODEL}{name}": value for name, value in self.model.state_dict().items()}
+        model = snapshot.model_tensors(self.model)
         if best:
             checkpoint.write(self.out_dir / "best.safetensors", model, state)
-        optimizer = {
-            f"optimizer/{index}/{name}": value
-            for index, entries in self.optimizer.state_dict()["state"].items()
-            for name, value in entries.items()
-            if value is not None
-        }
-        checkpoint.write(self._last, model | optimizer, state)
+        checkpoint.write(self._last, model | snapshot.optimizer_tensors(self.optimizer), state)
 
     def _compare_masks(self, codes: Mapping[str, Tensor]) -> None:
         if self.world.size == 1:
@@ -394,13 +376,13 @@ class Trainer:
     def _restore(self) -> None:
         found = checkpoint.read(self._last)
         state = found.state
-        self._check_same_run(state)
+        snapshot.check_same_run(state, self.recipe, self.dataset, self.world, self.out_dir)
         self.amp = resolve_amp(state["amp"], self.device)
         self.threads = state["threads"]
         self._set_sparsity(state["epoch"])
-        load_model(self.model, found, self._last)
+        snapshot.load_model(self.model, found, self._last)
         check_frozen(self.model, state["frozen"])
-        self._restore_optimizer(found.tensors)
+        snapshot.restore_optimizer(self.optimizer, found.tensors)
         self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
         self.at = _Position(
@@ -412,38 +394,6 @@ class Trainer:
         )
         if self.world.first:
             self.log = MetricsLog(self.out_dir, state["metrics"])
-
-    def _check_same_run(self, state: Mapping[str, Any]) -> None:
-        then = Recipe.from_dict(state["recipe"])
-        now = self.recipe.to_dict()
-        for name in self.recipe.differences(then):
-            raise RecipeError(
-                f"{self.out_dir}: cannot resume: {name} is {now[name]!r} here and "
-                f"{then.to_dict()[name]!r} in the run; use the run's value or another folder"
-            )
-        if state["world_size"] != self.world.size:
-            raise RecipeError(
-                f"{self.out_dir}: cannot resume: the run has {state['world_size']} processes and "
-                f"this is {self.world.size}; start as many"
-            )
-        if state["data"] != _fingerprint(self.dataset):
-            raise RecipeError(
-                f"{self.out_dir}: cannot resume: {self.dataset.name} is not the data set the run "
-                "began with; name its folder with --data-root"
-            )
-
-    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                entries.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        for parameter, values in self.optimizer.state.items():
-            for key, value in values.items():
-                if value.shape == parameter.shape:  # back into the parameter's memory format
-                    values[key] = torch.empty_like(parameter).copy_(value)
 
     def _finish(self) -> Result:
         check_frozen(self.model, self.frozen)
@@ -471,25 +421,11 @@ class Trainer:
                 "threads": self.threads,
                 "device": self.device.type,
                 "processes": self.world.size,
-                "frozen_weights_unchanged": bool(self.frozen),
+                "frozen_tensors_unchanged": len(self.frozen),
             }
             text = json.dumps(summary, indent=2) + "\n"
             checkpoint.atomic_write(self.out_dir / "result.json", text.encode())
         return result
-
-
-def load_model(model: nn.Module, found: Checkpoint, path: Path) -> None:
-    """Load a checkpoint's model tensors; CheckpointError if they are not those of this model."""
-    tensors = {
-        name.removeprefix(MODEL): value
-        for name, value in found.tensors.items()
-        if name.startswith(MODEL)
-    }
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: does not fit the recipe's network ({reason})") from None
 
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -514,11 +450,3 @@ def _step_seed(*key: int) -> int:
 def _triple(sums: Tensor) -> tuple[float, float, float]:
     loss, correct, count = sums.tolist()
     return loss, correct, count
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """A digest of the labels and shapes: enough to notice that it is not the same data set."""
-    digest = hashlib.sha256(repr((dataset.image_shape, dataset.classes)).encode())
-    for split in (dataset.train, dataset.test):
-        digest.update(split.labels.cpu().numpy().tobytes())
-    return digest.hexdigest()
