@@ -6,6 +6,10 @@
 
 namespace mpt {
 
+void bind_bitsliced_conv2d(pybind11::module_& m);
+void bind_pack_bits(pybind11::module_& m);
+void bind_program(pybind11::module_& m);
 void bind_select_topk(pybind11::module_& m);
+void bind_sparse_conv2d(pybind11::module_& m);
 
 }  // namespace mpt

@@ -3,5 +3,9 @@
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "mpt_fast's C++ engine";
+    mpt::bind_bitsliced_conv2d(m);
+    mpt::bind_pack_bits(m);
+    mpt::bind_program(m);
     mpt::bind_select_topk(m);
+    mpt::bind_sparse_conv2d(m);
 }

@@ -1,0 +1,167 @@
+// engine.Program and engine.isas for Python.
+#include "cpu/arguments.h"
+#include "cpu/bindings.h"
+#include "cpu/program.h"
+
+namespace py = pybind11;
+
+namespace mpt {
+namespace {
+
+ConvShape conv_shape(const std::array<int64_t, 4>& shape, Pair stride, Pair padding, Pair dilation,
+                     int64_t groups) {
+    return {shape, stride, padding, dilation, groups};
+}
+
+template <class In, class Out>
+py::array run_typed(const Program& program, const py::array& x, int64_t threads) {
+    const In* data = array_data<In>(x, 4, "x");
+    const Shape in = program.input_shape(), out = program.output_layout().shape;
+    if (x.shape(1) != in.channels || x.shape(2) != in.height || x.shape(3) != in.width)
+        fail("x must have shape [N, " + std::to_string(in.channels) + ", " +
+             std::to_string(in.height) + ", " + std::to_string(in.width) + "], not [" +
+             std::to_string(x.shape(0)) + ", " + std::to_string(x.shape(1)) + ", " +
+             std::to_string(x.shape(2)) + ", " + std::to_string(x.shape(3)) + "]");
+    const int64_t images = x.shape(0);
+    auto y = new_array<Out>({images, out.channels, out.height, out.width});
+    Out* result = y.mutable_data();
+    {
+        const py::gil_scoped_release unlocked;
+        program.run(data, images, threads, result);
+    }
+    return std::move(y);
+}
+
+py::array run(const Program& program, const py::array& x, int64_t threads) {
+    checked_threads(threads);
+    if (x.ndim() != 4) fail("x must have 4 dimensions [N, C, H, W]");
+    const bool to_double = program.output_layout().kind == Kind::kF64;
+    if (has_type<double>(x))
+        return to_double ? run_typed<double, double>(program, x, threads)
+                         : run_typed<double, float>(program, x, threads);
+    return to_double ? run_typed<float, double>(program, x, threads)
+                     : run_typed<float, float>(program, x, threads);
+}
+
+std::vector<double> joined(const std::vector<py::array>& parts, const std::string& name,
+                           size_t each) {
+    std::vector<double> all;
+    for (const py::array& part : parts) {
+        const std::vector<double> values = vector_of<double>(part, name);
+        if (values.size() != each)
+            fail(name + ": every entry needs one value per channel (" + std::to_string(each) + ")");
+        all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+}
+
+void bind_steps(py::class_<Program>& program) {
+    using py::arg;
+    program.def(
+        "conv",
+        [](Program& p, int src, const py::array& indptr, const py::array& index,
+           const py::array& value, const std::array<int64_t, 4>& shape, Pair stride, Pair padding,
+           Pair dilation, int64_t groups) {
+            return p.conv(src, taps_from(indptr, index, value),
+                          conv_shape(shape, stride, padding, dilation, groups));
+        },
+        arg("src"), arg("indptr"), arg("index"), arg("value"), arg("shape"), arg("stride"),
+        arg("padding"), arg("dilation"), arg("groups"));
+    program.def(
+        "conv_sign",
+        [](Program& p, int src, const py::array& indptr, const py::array& index,
+           const py::array& value, const std::array<int64_t, 4>& shape, Pair stride, Pair padding,
+           Pair dilation, int64_t groups, const py::array& threshold, const py::array& flip,
+           int residual, const py::object& residual_threshold) {
+            const Thresholds thresholds = {
+                vector_of<int32_t>(threshold, "threshold"), vector_of<uint8_t>(flip, "flip"),
+                optional_vector<int32_t>(residual_threshold, "residual_threshold")};
+            return p.conv_sign(src, taps_from(indptr, index, value),
+                               conv_shape(shape, stride, padding, dilation, groups), thresholds,
+                               residual);
+        },
+        arg("src"), arg("indptr"), arg("index"), arg("value"), arg("shape"), arg("stride"),
+        arg("padding"), arg("dilation"), arg("groups"), arg("threshold"), arg("flip"),
+        arg("residual") = -1, arg("residual_threshold") = py::none());
+    program.def(
+        "conv_affine",
+        [](Program& p, int src, const py::array& indptr, const py::array& index,
+           const py::array& value, const std::array<int64_t, 4>& shape, Pair stride, Pair padding,
+           Pair dilation, int64_t groups, const py::array& scale, const py::array& shift,
+           const std::string& op, int residual, const py::object& residual_scale,
+           const py::object& residual_shift) {
+            Affine affine = {vector_of<double>(scale, "scale"), vector_of<double>(shift, "shift"),
+                             optional_vector<double>(residual_scale, "residual_scale"),
+                             optional_vector<double>(residual_shift, "residual_shift"),
+                             operation_from(op)};
+            return p.conv_affine(src, taps_from(indptr, index, value),
+                                 conv_shape(shape, stride, padding, dilation, groups),
+                                 std::move(affine), residual);
+        },
+        arg("src"), arg("indptr"), arg("index"), arg("value"), arg("shape"), arg("stride"),
+        arg("padding"), arg("dilation"), arg("groups"), arg("scale"), arg("shift"),
+        arg("op") = "none", arg("residual") = -1, arg("residual_scale") = py::none(),
+        arg("residual_shift") = py::none());
+    program.def(
+        "combine",
+        [](Program& p, const std::vector<int>& srcs, const std::vector<py::array>& scales,
+           const std::vector<py::array>& shifts, const std::string& op, const std::string& kind) {
+            if (scales.size() != srcs.size() || shifts.size() != srcs.size())
+                fail("combine needs one scales and one shifts array per source");
+            const size_t channels = scales.empty() ? 0 : size_t(scales[0].size());
+            return p.combine(srcs, joined(scales, "scales", channels),
+                             joined(shifts, "shifts", channels), operation_from(op),
+                             kind_from(kind));
+        },
+        arg("srcs"), arg("scales"), arg("shifts"), arg("op") = "none", arg("kind") = "f32");
+    program.def(
+        "max_pool",
+        [](Program& p, int src, Pair kernel, Pair stride, Pair padding, bool ceil_mode,
+           const py::object& flip) {
+            return p.max_pool(src, PoolShape{kernel, stride, padding, ceil_mode, false, 0},
+                              optional_vector<uint8_t>(flip, "flip"));
+        },
+        arg("src"), arg("kernel"), arg("stride"), arg("padding"), arg("ceil_mode") = false,
+        arg("flip") = py::none());
+    program.def(
+        "avg_pool",
+        [](Program& p, int src, Pair kernel, Pair stride, Pair padding, bool ceil_mode,
+           bool count_include_pad, int64_t divisor) {
+            return p.avg_pool(
+                src, PoolShape{kernel, stride, padding, ceil_mode, count_include_pad, divisor});
+        },
+        arg("src"), arg("kernel"), arg("stride"), arg("padding"), arg("ceil_mode") = false,
+        arg("count_include_pad") = true, arg("divisor") = 0);
+    program.def("flatten", &Program::flatten, arg("src"));
+}
+
+}  // namespace
+
+void bind_program(py::module_& m) {
+    using py::arg;
+    m.def(
+        "isas",
+        [] {
+            std::vector<std::string> names;
+            for (const KernelTable* table : usable_kernels()) names.emplace_back(table->name);
+            return names;
+        },
+        "Instruction sets usable on this machine, best first.");
+    py::class_<Program> program(m, "Program", "A packed network: steps over values (see step.h).");
+    program.def(py::init([](int64_t channels, int64_t height, int64_t width, const std::string& isa,
+                            const std::string& input_kind) {
+                    return std::make_unique<Program>(Shape{channels, height, width}, isa,
+                                                     kind_from(input_kind));
+                }),
+                arg("channels"), arg("height"), arg("width"), arg("isa") = "auto",
+                arg("input_kind") = "f32");
+    bind_steps(program);
+    program.def("finish", &Program::finish, arg("output"))
+        .def("run", &run, arg("x"), arg("threads") = 1)
+        .def("peak_bytes", &Program::peak_bytes, arg("batch"))
+        .def("step_times", &Program::step_times)
+        .def_property_readonly("lanes", &Program::lanes)
+        .def_property_readonly("isa", &Program::isa);
+}
+
+}  // namespace mpt
