@@ -13,10 +13,16 @@ def is_channels_last(tensor: Tensor) -> bool:
     )
 
 
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """The memory format for results that belong to `tensor`: channels_last if it is, else rows."""
+    return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+
+
 def in_memory_order_of(like: Tensor, *tensors: Tensor) -> list[Tensor]:
     """Contiguous tensors with elements in the memory order of `like`; all have its shape.
 
-    Tensors that lie in memory as `like` does come back as views, the others as copies.
+    `like` is channels_last or counts as contiguous. Tensors that lie in memory as it does come back
+    as views, the others as copies.
     """
     detached = [tensor.detach() for tensor in tensors]
     if is_channels_last(like):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import choose
-from mpt_fast.kernels.layout import in_memory_order_of
+from mpt_fast.kernels.layout import in_memory_order_of, layout_of
 from mpt_fast.kernels.masked_weight import reference
 
 BACKENDS = ("cpu", "reference")
@@ -26,10 +26,10 @@ BACKENDS = ("cpu", "reference")
 def effective_weight(
     code: Tensor, gain: Tensor, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
-    """gain * code in `dtype` and the memory format of `code`; code int8, gain 0-dim."""
+    """gain * code in `dtype`, channels_last where `code` is; code int8, gain 0-dim."""
     chosen = choose("effective_weight", backend, code.device.type, BACKENDS)
     if chosen == "cpu" and dtype == torch.float32:
-        out = torch.empty_like(code, dtype=dtype)
+        out = torch.empty_like(code, dtype=dtype, memory_format=layout_of(code))
         codes, result = in_memory_order_of(out, code, out)
         cpu.engine().effective_weight(
             codes.numpy(), gain.item(), result.numpy(), torch.get_num_threads()
@@ -41,7 +41,7 @@ def effective_weight(
 def score_gradient(
     grad: Tensor, weight: Tensor, scores: Tensor, power: float = 1.0, backend: str | None = None
 ) -> Tensor:
-    """dL/dscores from the gradient to the effective weight; dtype and layout of `scores`.
+    """dL/dscores from the gradient to the effective weight; dtype and memory format of `scores`.
 
     grad, weight, scores: one shape. power >= 1. Raises ValueError otherwise.
     """
@@ -60,7 +60,7 @@ def _score_gradient(
     grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
 ) -> Tensor:
     chosen = choose("score_gradient", backend, scores.device.type, BACKENDS)
-    out = torch.empty_like(scores)
+    out = torch.empty_like(scores, memory_format=layout_of(scores))
     if chosen == "cpu" and weight.dtype == scores.dtype == torch.float32:
         g, w, s, result = in_memory_order_of(out, grad.to(torch.float32), weight, scores, out)
         cpu.engine().score_gradient(
@@ -74,7 +74,7 @@ def _score_gradient(
 def _(
     grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
 ) -> Tensor:
-    return torch.empty_like(scores)
+    return torch.empty_like(scores, memory_format=layout_of(scores))
 
 
 def weight_gradient(

@@ -24,7 +24,7 @@ from torch import Tensor
 from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.interop import as_array
-from mpt_fast.kernels.layout import in_memory_order_of, is_channels_last
+from mpt_fast.kernels.layout import in_memory_order_of, is_channels_last, layout_of
 from mpt_fast.kernels.select_topk import reference
 
 BACKENDS = ("cpu", "reference")
@@ -316,24 +316,23 @@ def _engine_kth_largest(scores: Sequence[Tensor], rank: int) -> float | None:
 def _engine_takes(
     operation: str, weights: Sequence[Tensor], scores: Sequence[Tensor], backend: str | None
 ) -> bool:
-    tensors = [*weights, *scores]
-    if not sum(tensor.numel() for tensor in tensors):
-        return False
-    device = tensors[0].device.type
-    chosen = choose(operation, backend, device, BACKENDS)
-    return chosen == "cpu" and all(tensor.dtype == torch.float32 for tensor in tensors)
+    chosen = choose(operation, backend, scores[0].device.type if scores else "cpu", BACKENDS)
+    floats = all(tensor.dtype == torch.float32 for tensor in (*weights, *scores))
+    return chosen == "cpu" and floats and any(score.numel() for score in scores)
 
 
 def _empty_code(weight: Tensor) -> Tensor:
-    layout = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
-    return torch.empty_like(weight, dtype=torch.int8, memory_format=layout)
+    return torch.empty_like(weight, dtype=torch.int8, memory_format=layout_of(weight))
 
 
 def _parts(rows: reference.Rows, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> _Parts:
     codes, thresholds, tie_limits, abs_sums, kept = rows
     device = scores[0].device if scores else torch.device("cpu")
     return (
-        codes,
+        [
+            code.contiguous(memory_format=layout_of(weight))
+            for code, weight in zip(codes, weights, strict=True)
+        ],
         torch.tensor(thresholds, dtype=_threshold_dtype(scores), device=device),
         torch.tensor(tie_limits, dtype=torch.int64, device=device),
         torch.tensor(abs_sums, dtype=torch.float64, device=device),

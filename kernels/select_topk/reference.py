@@ -56,7 +56,7 @@ def apply_threshold(
 def _append(rows: Rows, weight: Tensor, mask: Tensor, threshold: float, tie_limit: int) -> None:
     codes, thresholds, tie_limits, abs_sums, kept = rows
     weight = weight.detach()
-    codes.append(torch.where(mask, weight.sign(), 0).to(torch.int8).contiguous())
+    codes.append(torch.where(mask, weight.sign(), 0).to(torch.int8))
     thresholds.append(threshold)
     tie_limits.append(tie_limit)
     abs_sums.append(weight[mask].abs().sum(dtype=torch.float64).item())

@@ -9,7 +9,7 @@ buffers `code` (int8 sign(W) * M), `_gain` and `kept`, rebuilt when a state dict
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ class TicketLayer(nn.Module):
         return mask
 
     def gain(self) -> Tensor:
-        """0-dim: mean of abs(W) over the mask, rounded to float32."""
+        """0-dim float32: mean of abs(W) over the mask, rounded once."""
         self._refresh()
         return self._gain.clone()
 
@@ -194,6 +194,14 @@ class TicketLayer(nn.Module):
             self.tie_limit.view(1),
             names=[self.name],
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TicketLayer":
+        """As nn.Module's, except that the gain stays float32 when the layer changes its dtype."""
+        gain = self._gain
+        super()._apply(fn, recurse)
+        if self._gain.dtype != gain.dtype:
+            self._gain = gain.to(self._gain.device)
+        return self
 
     def _load_from_state_dict(
         self,
