@@ -4,6 +4,7 @@ A network is defined once, against `Layers`; whether a call gives a ticket layer
 a ReLU or a sign, a trained or a frozen batch norm is decided here.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Literal, TypedDict, TypeVar, get_args
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from mpt_fast.config import TicketConfig
 from mpt_fast.nn import BinaryActivation, MPTConv2d, MPTLinear, batch_norm
-from mpt_fast.selection import update_masks
+from mpt_fast.selection import EmptiedLayerError, update_masks
 
 Activation = Literal["relu", "binary"]
 Norm = Literal["affine", "frozen"]
@@ -20,6 +21,8 @@ ImageSize = int | Sequence[int]
 Network = TypeVar("Network", bound=nn.Module)
 
 DEFAULT_TICKET = TicketConfig()
+
+_log = logging.getLogger(__name__)
 
 
 class Options(TypedDict, total=False):
@@ -122,9 +125,18 @@ class Layers:
         return nn.ReLU(inplace=self.config is None)
 
     def finish(self, network: Network) -> Network:
-        """The finished network; selects the masks if one threshold holds for all layers."""
+        """The finished network, its masks selected by one threshold if the scope is global.
+
+        Scores start at the size 1 / sqrt(fan_in), so at a high sparsity one threshold may empty
+        the widest layers of an untrained network. The layers then keep the masks they were made
+        with, each at the config's sparsity, and the first `update_masks` that empties a layer
+        says so: start training at a lower sparsity (`cubic_sparsity`).
+        """
         if self.config is not None and self.config.scope == "global":
-            update_masks(network)
+            try:
+                update_masks(network)
+            except EmptiedLayerError as error:
+                _log.info("the new network keeps its layerwise masks: %s", error)
         return network
 
 
