@@ -75,7 +75,7 @@ def check_gradients(case: LinearCase, backend: str, power: float) -> None:
 
 
 def test_gradcheck_to_x(backend: str) -> None:
-    case = LinearCase()
+    case = LinearCase(batch=2, inputs=7, outputs=3)
     args = ticket(case)
     x = case.floats(torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda v: masked_linear(v, *args, backend=backend), (x,))
