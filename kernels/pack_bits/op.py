@@ -54,7 +54,7 @@ def _pack_bits(x: Tensor, dim: int, backend: str | None = None) -> Tensor:
         before, length, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
         blocks = as_array(x).reshape(math.prod(before), length, math.prod(after))
         planes = cpu.engine().pack_bits(blocks, threads=torch.get_num_threads())
-        return torch.from_numpy(planes).view(*before, *after, -1)
+        return torch.from_numpy(planes).view(*before, *after, reference.word_count(length))
     return reference.pack_bits(x, dim)
 
 

@@ -83,6 +83,17 @@ def test_random_layers(backend: str, case: LinearCase, with_residual: bool) -> N
     assert_close(planes, expected_decisions(expected, operands))
 
 
+@pytest.mark.parametrize("inputs", [1, 15, 16, 17, 255, 256, 4095, 4096, 4097, 70_000])
+def test_the_largest_counts(backend: str, inputs: int) -> None:
+    """All inputs agree with all weights of one output and with none of the other."""
+    weight = torch.ones(2, inputs, dtype=torch.int8)
+    weight[1] = -1
+    planes = torch.full((inputs, 1), -1)
+    sums = bitsliced_linear(planes, Taps.from_dense(weight), backend=backend)
+    expected = torch.tensor([inputs, -inputs], dtype=torch.int32)
+    assert_close(sums, expected.view(2, 1).repeat(1, 64))
+
+
 def test_strided_planes(backend: str) -> None:
     case = LinearCase(batch=130)
     planes = case.planes().T.contiguous().T
