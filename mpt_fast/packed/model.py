@@ -1,6 +1,9 @@
 """PackedModel: a packed network as an nn.Module; `pack` makes one, `load` reads one."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +92,12 @@ class PackedModel(nn.Module):
             raise runtime.InputError("input has NaN or infinite values; clean it before the call")
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        """What the loaded file carried along; empty for a network packed just now."""
+        stage = self._stages[0] if len(self._stages) == 1 else None
+        return dict(stage.program.metadata) if isinstance(stage, EngineStage) else {}
+
+    @property
     def program(self) -> Program:
         """The whole network as one program; PackError naming what runs in PyTorch, if anything."""
         unsupported = self.plan().unsupported
@@ -132,12 +141,18 @@ class PackedModel(nn.Module):
         """Bytes of the file that `save` would write; PackError where it would refuse."""
         return runtime.size_report(self.program)
 
-    def save(self, path: str | os.PathLike) -> SizeReport:
+    def save(
+        self, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None
+    ) -> SizeReport:
         """Writes the packed file in one go (all or nothing) and says where its bytes went.
 
+        `metadata`: JSON data for the file to carry along; None keeps what a loaded file had.
         Raises PackError naming what runs in PyTorch, FileError where `path` cannot be written.
         """
-        return runtime.write_program(self.program, path)
+        program = self.program
+        if metadata is not None:
+            program = replace(program, metadata=dict(metadata))
+        return runtime.write_program(program, path)
 
     def extra_repr(self) -> str:
         return (

@@ -1,17 +1,17 @@
 """The packed file: safetensors whose metadata holds the program and a digest of the whole file.
 
 Layout: 8 bytes little-endian header length, JSON header, tensor data without gaps. The metadata
-has two entries: "mpt_fast", the program as JSON (`schema`), and "sha256", the hex digest of the
-file with those 64 digits replaced by zeros. So every altered byte is found before anything is
-interpreted, and a file made by hand with a right digest still has every length, offset, index,
-kind and id checked before the engine sees it.
+has "mpt_fast", the program as JSON (`schema`), "sha256", the hex digest of the file with those 64
+digits replaced by zeros, and, where there is any, "user", a JSON object for whoever saved the file.
+So every altered byte is found before anything is interpreted, and a file made by hand with a right
+digest still has every length, offset, index, kind and id checked before the engine sees it.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _DTYPES: dict[str, type] = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _ZEROS = b"0" * 64
 _FIELD = b'"sha256":"'
+_USER = "user"
+_MAX_USER = 1 << 20  # bytes of JSON
 
 
 class FileError(ValueError):
@@ -70,7 +72,10 @@ def _serialise(program: Program) -> tuple[bytes, dict[str, NDArray]]:
     data, tensors = to_json(program)
     # Wide types first, so that every tensor is aligned to its own width.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": {FORMAT: _compact(data), "sha256": _ZEROS.decode()}}
+    metadata = {FORMAT: _compact(data), "sha256": _ZEROS.decode()}
+    if program.metadata:
+        metadata[_USER] = _user_text(program.metadata)
+    header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, tensor in ordered:
         header[name] = {
@@ -92,6 +97,18 @@ def _compact(data: dict[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
+def _user_text(metadata: Mapping[str, Any]) -> str:
+    try:
+        text = _compact(dict(metadata))
+        if json.loads(text) != metadata:
+            raise ValueError("its keys must be texts and its values lists, not tuples")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FileError(f"metadata is not plain JSON data ({error})") from None
+    if len(text) > _MAX_USER:
+        raise FileError(f"metadata has {len(text)} bytes of JSON; at most {_MAX_USER} fit a file")
+    return text
+
+
 def size_report(program: Program) -> SizeReport:
     """Sizes of the file that `program` makes."""
     content, tensors = _serialise(program)
@@ -111,6 +128,7 @@ def _report(program: Program, file_bytes: int, tensors: dict[str, NDArray]) -> S
     }
     for name, tensor in tensors.items():
         parts[fields.get(name.rsplit(".", 1)[1], "scales")] += tensor.nbytes
+    parts["metadata"] = len(_user_text(program.metadata)) if program.metadata else 0
     parts["header"] = file_bytes - sum(parts.values())
     bits = sum(
         entropy_bits(taps.weights, taps.kept)
@@ -175,13 +193,19 @@ def _parse(content: bytes) -> Program:
         raise FileError("the header exceeds the file: not a packed file, or a truncated one")
     header = _object(content[8 : 8 + length], "header")
     metadata = header.pop("__metadata__", None)
-    if type(metadata) is not dict or set(metadata) != {FORMAT, "sha256"}:
+    if type(metadata) is not dict or set(metadata) - {_USER} != {FORMAT, "sha256"}:
         raise FileError("not a packed file: its metadata has no program; save one with pack")
-    if type(metadata[FORMAT]) is not str or type(metadata["sha256"]) is not str:
+    if any(type(entry) is not str for entry in metadata.values()):
         raise FileError("metadata entries are not texts")
     _check_digest(content, length, metadata["sha256"])
     tensors = _tensors(header, content[8 + length :])
-    return from_json(_object(metadata[FORMAT].encode(errors="replace"), "program"), tensors)
+    program = from_json(_object(metadata[FORMAT].encode(errors="replace"), "program"), tensors)
+    if _USER not in metadata:
+        return program
+    user = metadata[_USER].encode(errors="replace")
+    if len(user) > _MAX_USER:
+        raise FileError(f"user metadata has {len(user)} bytes; at most {_MAX_USER} fit a file")
+    return replace(program, metadata=_object(user, "user metadata"))
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class Model:
         """Shape of one result."""
         return self.program.output_shape
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the file carries along for its user; empty where there is nothing."""
+        return dict(self.program.metadata)
+
     def compiled(self, kind: Kind) -> CompiledProgram:
         """The engine's program for inputs of `kind`, built at first use."""
         if kind not in self._compiled:

@@ -6,9 +6,9 @@ the shape and kind of its result from those of its sources and raises ProgramErr
 where they do not fit; `Program.values()` does so for the whole program.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -416,6 +416,7 @@ class Program:
 
     `input` is (C, H, W) per image; `input_shape` and `output_shape` are the shapes the caller
     sees per image (a vector [F] is (F, 1, 1) inside); `output` is the id of the result.
+    `metadata` is the user's: JSON data that a file carries along and nothing here interprets.
     """
 
     input: tuple[int, int, int]
@@ -424,6 +425,7 @@ class Program:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     input_kind: Kind = "f32"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     _values: list[Value] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
