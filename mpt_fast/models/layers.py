@@ -150,6 +150,8 @@ def check_count(name: str, value: int) -> int:
 
 
 def _image_size(size: ImageSize) -> tuple[int, int]:
+    if not isinstance(size, int | Sequence) or isinstance(size, str):
+        raise TypeError(f"image_size must be one number or (height, width), got {size!r}")
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2:
         raise ValueError(f"image_size must be one number or (height, width), got {size!r}")
