@@ -164,6 +164,7 @@ class Recipe:
         import torch
 
         from mpt_fast import models
+        from mpt_fast.selection import cubic_sparsity, ticket_layers, update_masks
 
         channels, height, width = image_shape
         options: dict[str, Any] = {
@@ -177,7 +178,14 @@ class Recipe:
             torch.manual_seed(self.seed)
             if self.dense:
                 return models.dense_twin(self.model, **options)
-            return models.build(self.model, bn=self.bn, config=self.ticket_config(), **options)
+            config = self.ticket_config()
+            model = models.build(self.model, bn=self.bn, config=config, **options)
+        if self.progressive_epochs:  # weights are drawn for the final sparsity, masks start denser
+            start = cubic_sparsity(0, self.progressive_epochs, self.sparsity)
+            for layer in ticket_layers(model).values():
+                layer.config = dataclasses.replace(config, sparsity=start)
+            update_masks(model)
+        return model
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, by name."""
@@ -270,7 +278,8 @@ def recipe_for(
 
     Tickets: SGD with momentum 0.9 and weight decay 1e-4 (ResNets 5e-4), or, for binary activations
     and for VGG-Small, Adam without decay; learning rate 0.1 in both. Dense twins: SGD at 0.05
-    (ResNets 0.1) with decay 5e-4.
+    (ResNets 0.1) with decay 5e-4. A sparsity above 0.5 over all layers together is reached
+    progressively over half the epochs, 10 at most.
     """
     residual = "resnet" in model
     values: dict[str, Any] = {
@@ -291,7 +300,11 @@ def recipe_for(
         values |= {"augment": "resized-crop-flip", "epochs": 100, "label_smoothing": 0.1}
     elif data == "digits":
         values |= {"batch_size": 64, "epochs": 20}
-    return Recipe.from_dict({**values, **overrides})
+    recipe = Recipe.from_dict({**values, **overrides})
+    rises = not dense and recipe.scope == "global" and recipe.sparsity > 0.5
+    if rises and recipe.selection != "threshold" and "progressive_epochs" not in overrides:
+        return recipe.replace(progressive_epochs=min(10, recipe.epochs // 2))
+    return recipe
 
 
 def _folder() -> Any:

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from mpt_fast import data
-from mpt_fast.selection import set_sparsity
 from mpt_fast.training import checkpoint
 from mpt_fast.training.distributed import World, processes
 from mpt_fast.training.evaluation import Evaluation, evaluate
 from mpt_fast.training.recipe import Recipe, RecipeError
-from mpt_fast.training.snapshot import load_model
+from mpt_fast.training.snapshot import assume_sparsity, load_model
 from mpt_fast.training.trainer import Cadence, Result, Trainer
 
 __all__ = ["evaluate_run", "load_run", "train"]
@@ -88,8 +87,7 @@ def load_run(
     recipe = Recipe.from_dict(found.state["recipe"])
     channels, height, width = found.state["input_shape"]
     model = recipe.build((channels, height, width), found.state["num_classes"])
-    if not recipe.dense and found.state["sparsity"] != recipe.sparsity:
-        set_sparsity(model, found.state["sparsity"])  # stored before the schedule's end
+    assume_sparsity(model, found.state["sparsity"])  # not yet the recipe's early in its schedule
     load_model(model, found, path)
     return model.eval(), recipe
 

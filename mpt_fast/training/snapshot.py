@@ -1,5 +1,6 @@
 """What a checkpoint holds of a run: tensors of model and optimiser by name, and whose run it is."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mpt_fast.data import Dataset
+from mpt_fast.selection import ticket_layers
 from mpt_fast.training.checkpoint import Checkpoint, CheckpointError
 from mpt_fast.training.distributed import World
 from mpt_fast.training.recipe import Recipe, RecipeError
 
 __all__ = [
+    "assume_sparsity",
     "check_same_run",
     "fingerprint",
     "load_model",
@@ -29,6 +32,12 @@ _OPTIMIZER = "optimizer/"
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict under names that nothing else in a checkpoint has."""
     return {f"{_MODEL}{name}": value for name, value in model.state_dict().items()}
+
+
+def assume_sparsity(model: nn.Module, sparsity: float) -> None:
+    """Give every ticket layer this sparsity without selecting: a checkpoint's masks come next."""
+    for layer in ticket_layers(model).values():
+        layer.config = dataclasses.replace(layer.config, sparsity=sparsity)
 
 
 def load_model(model: nn.Module, found: Checkpoint, path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mpt_fast.data import Dataset, Loader
 from mpt_fast.selection import (
+    EmptiedLayerError,
     cubic_sparsity,
     realised_sparsity,
     set_sparsity,
@@ -320,7 +321,10 @@ class Trainer:
         try:
             yield
         except ValueError as error:
-            raise TrainingError(f"{self._where(self.at.step)}: {error}") from error
+            remedy = ""
+            if isinstance(error, EmptiedLayerError) and not self.recipe.progressive_epochs:
+                remedy = ", or let the sparsity rise slowly with progressive_epochs"
+            raise TrainingError(f"{self._where(self.at.step)}: {error}{remedy}") from error
 
     def _checkpoint_due(self, seconds: float) -> bool:
         steps = self.cadence.steps
@@ -379,7 +383,7 @@ class Trainer:
         snapshot.check_same_run(state, self.recipe, self.dataset, self.world, self.out_dir)
         self.amp = resolve_amp(state["amp"], self.device)
         self.threads = state["threads"]
-        self._set_sparsity(state["epoch"])
+        snapshot.assume_sparsity(self.model, state["sparsity"])
         snapshot.load_model(self.model, found, self._last)
         check_frozen(self.model, state["frozen"])
         snapshot.restore_optimizer(self.optimizer, found.tensors)
