@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from mpt_fast.measure.timing import Timing, interleave
 
@@ -71,6 +70,8 @@ def baselines(
     example: float32, on the model's device. A setting that cannot be made, or whose result differs
     from the model's by more than 1e-3 of its largest value, is not timed but named in `skipped`.
     """
+    from torch.fx.experimental.optimization import fuse  # slow to import, warns of deprecations
+
     if example.dtype != torch.float32:
         raise ValueError(f"example must be float32, got {example.dtype}; the baseline is fp32")
     plain = copy.deepcopy(model).eval()

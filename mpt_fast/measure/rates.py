@@ -133,7 +133,7 @@ class AccelerationRate:
         header = ("layer", "weight", "output", "zero kernels", "kept", "MACs", "kernel", "weight")
         rows = [
             (
-                layer.name,
+                layer.name or "(model)",
                 "x".join(map(str, layer.shape)),
                 "x".join(map(str, layer.output)) or "-",
                 f"{layer.zero_kernels} of {layer.kernels} ({layer.zero_fraction:.1%})",
