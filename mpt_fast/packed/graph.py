@@ -60,6 +60,7 @@ class ConvNode(Node):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    label: str = "conv"
 
     what = "conv"
 

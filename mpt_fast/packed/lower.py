@@ -75,7 +75,8 @@ def _value_of(node: Node, *covers: str) -> Term:
 
 def _raw_conv(node: ConvNode) -> Term:
     shift = torch.zeros_like(node.scale) if node.bias is None else node.bias
-    return Term(node, node.scale, shift, (node.what,), raw=True)
+    label = "scale" if node.counted else node.label
+    return Term(node, node.scale, shift, (label,), raw=True)
 
 
 def precise_nodes(nodes: Sequence[Node]) -> set[Node]:
@@ -200,7 +201,7 @@ class Lowering:
         """Id of the integer sums S under `node`, which `_count` accepts."""
         if node not in self._sums:
             if isinstance(node, ConvNode):
-                step = Conv(src=self._value(node.src), **_geometry(node), covers="conv")
+                step = Conv(src=self._value(node.src), **_geometry(node), covers=node.label)
                 self._sums[node] = self._add(step)
             else:
                 assert isinstance(node, PoolNode)
@@ -249,7 +250,7 @@ class Lowering:
                 terms = [term.then(affine, k == 0) for k, term in enumerate(terms)]
             return self._join(terms, "sign", "f64", core.name)
         low, high = found.thresholds()
-        covers = [found.conv.what, *(a.label for a in found.inner)]
+        covers = [found.conv.label, *(a.label for a in found.inner)]
         residual = -1
         if found.residual is not None:
             residual = self._value(found.residual.node)
@@ -347,7 +348,7 @@ class Lowering:
         if not term.raw:
             return self._value(term.base)
         if _fusable(term):
-            return self._conv_affine(_value_of(term.base, "conv"), [], "none", kind)
+            return self._conv_affine(_value_of(term.base, _conv_of(term).label), [], "none", kind)
         return self._sums_of(term.base)
 
     def _conv_affine(self, main: Term, others: list[Term], act: Op, kind: Kind) -> int:

@@ -161,6 +161,7 @@ class PackedModel(nn.Module):
         )
 
 
+@torch.no_grad()
 def pack(
     model: nn.Module,
     example_input: Tensor,
@@ -198,8 +199,7 @@ def _verify(packed: PackedModel, eager: nn.Module, example_input: Tensor) -> Non
         packed.input_shape,
         "reference",
     )
-    with torch.no_grad():
-        expected = eager(image).reshape(1, *packed.output_shape)
+    expected = eager(image).reshape(1, *packed.output_shape)
     difference = (checked(image) - expected).abs().max()
     if not difference <= _TOLERANCE * expected.abs().max().clamp(min=1.0):
         raise PackError(

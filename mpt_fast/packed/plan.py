@@ -47,7 +47,7 @@ class RulePlanner:
     def choose(self, step: Step, sources: Sequence[Value], result: Value) -> Choice:
         """The kernel the backend runs `step` on."""
         if self.backend == "reference":
-            return Choice("reference", 1, "plain PyTorch in float64, as ground truth")
+            return Choice("reference", 1, "ground truth in float64")
         if isinstance(step, Conv | ConvSign | ConvAffine):
             if sources[0].kind == "bits":
                 return Choice("bit-sliced", self.lanes, "+-1 inputs and taps: counts bits")

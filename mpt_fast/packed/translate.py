@@ -45,7 +45,9 @@ def canonical(view: tuple[int, ...] | None) -> Shape:
         raise Unsupported("its value is not one array per image")
     if len(view) == 1:
         return (view[0], 1, 1)
-    channels, height, width = (1, *view) if len(view) == 2 else view
+    if len(view) == 2:
+        return (view[0], 1, 1) if view[1] == 1 else (1, *view)
+    channels, height, width = view
     return channels, height, width
 
 
@@ -113,7 +115,14 @@ class Call:
         _traced(x, 1)
         _constant(weight, bias)
         taps, scale = taps_from_dense(weight[:, :, None, None], self.name)
-        return self._node(ConvNode, x, taps=taps, scale=scale, bias=_finite_bias(bias, self.name))
+        return self._node(
+            ConvNode,
+            x,
+            taps=taps,
+            scale=scale,
+            bias=_finite_bias(bias, self.name),
+            label="linear",
+        )
 
     def conv_module(self, module: nn.Conv2d | MPTConv2d, x: Ref) -> Ref:
         """nn.Conv2d and MPTConv2d."""
@@ -251,7 +260,7 @@ class Call:
             raise Unsupported("its constant changes the value's shape")
         if isinstance(constant, bool) or not isinstance(constant, Number | Tensor):
             raise Unsupported(f"its argument is a {type(constant).__name__}")
-        values = torch.as_tensor(constant, dtype=torch.float64)
+        values = torch.as_tensor(constant, dtype=torch.float64).detach()
         rank = len(x.view or ())
         shape = (1,) * (rank + 1 - values.ndim) + tuple(values.shape)
         if len(shape) != rank + 1 or shape[0] != 1 or any(size != 1 for size in shape[2:]):

@@ -72,7 +72,8 @@ def encode_mask(kept: NDArray[np.integer], n: int) -> CodedMask:
     best = CodedMask("bits", 0, pack_flags(flags), _EMPTY)
     coding: Coding = "gaps" if 2 * kept.size <= n else "holes"
     marks = kept if coding == "gaps" else np.flatnonzero(~flags)
-    gaps: NDArray[np.int64] = np.diff(marks.astype(np.int64), prepend=-1) - 1
+    gaps = marks.astype(np.int64)
+    gaps[1:] -= marks[:-1] + 1
     rice = min(range(MAX_RICE + 1), key=lambda r: int((gaps >> r).sum()) + gaps.size * r)
     unary_bits = int((gaps >> rice).sum()) + gaps.size
     if (unary_bits + 7) // 8 + (gaps.size * rice + 7) // 8 >= best.high.size:

@@ -20,6 +20,8 @@ from mpt_fast.runtime.program import (
     Step,
 )
 
+ISA = "auto"  # of programs compiled from here on: the best this machine has; tests try the others
+
 
 class CompiledProgram:
     """`program` in the engine's own form, for inputs of one kind ("f32" or "f64").
@@ -27,8 +29,8 @@ class CompiledProgram:
     Raises mpt_fast.kernels.cpu.EngineMissing where the engine is not built.
     """
 
-    def __init__(self, program: Program, input_kind: Kind, isa: str = "auto") -> None:
-        self._handle = cpu.engine().Program(*program.input, isa=isa, input_kind=input_kind)
+    def __init__(self, program: Program, input_kind: Kind, isa: str | None = None) -> None:
+        self._handle = cpu.engine().Program(*program.input, isa=isa or ISA, input_kind=input_kind)
         for number, step in enumerate(program.steps):
             value = _add(self._handle, step)
             if value != number + 1:
