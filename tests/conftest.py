@@ -70,7 +70,8 @@ def _is_whole_kernel_run(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run of all kernel tests in which an operation's suite left a claimed backend out."""
-    if not _is_whole_kernel_run(session.config):
+    cut_short = session.shouldfail or session.shouldstop  # as by -x: the run fails by itself
+    if cut_short or not _is_whole_kernel_run(session.config):
         return
     folders = sorted(path.parent.name for path in KERNELS.glob("*/op.py"))
     claims = {
