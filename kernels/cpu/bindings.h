@@ -6,6 +6,7 @@
 
 namespace mpt {
 
+void bind_binary_activation(pybind11::module_& m);
 void bind_bitsliced_conv2d(pybind11::module_& m);
 void bind_pack_bits(pybind11::module_& m);
 void bind_program(pybind11::module_& m);

@@ -3,6 +3,7 @@
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "mpt_fast's C++ engine";
+    mpt::bind_binary_activation(m);
     mpt::bind_bitsliced_conv2d(m);
     mpt::bind_pack_bits(m);
     mpt::bind_program(m);
