@@ -1,5 +1,6 @@
 """convert: turn the convolutions and linear layers of any model into tickets."""
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -7,8 +8,11 @@ import torch
 from torch import nn
 
 from mpt_fast.config import TicketConfig
+from mpt_fast.kernels.layout import is_channels_last
 from mpt_fast.nn import MPTConv2d, MPTLinear, TicketLayer
-from mpt_fast.selection import update_masks
+from mpt_fast.selection import EmptiedLayerError, update_masks
+
+_log = logging.getLogger(__name__)
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -29,10 +33,17 @@ def convert(
     subclasses of nn.Conv2d and nn.Linear alone, since what they add would be lost; True converts
     them too.
 
-    Geometry, dtype, device and training flag are kept, a bias with its value too. A module used in
-    several places stays one module, layers that share a weight share weight and scores. A root that
-    is itself converted comes back as the new layer. Hooks of replaced layers are not carried over.
-    Ends with `update_masks`.
+    Geometry, dtype, device, memory format and training flag are kept, a bias with its value too. A
+    module used in several places stays one module, layers that share a weight share weight and
+    scores. A root that is itself converted comes back as the new layer. Hooks of replaced layers
+    are not carried over.
+
+    Ends with `update_masks`. Scores start at the size 1 / sqrt(fan_in), so at a high sparsity one
+    global threshold may empty the widest layers of an untrained model: a warning says so, the
+    layers keep the layerwise masks they were made with, and training has to begin at a lower
+    sparsity (`mpt_fast.selection.cubic_sparsity`).
+
+    Raises TypeError for a model that is no nn.Module, ValueError for another `weights`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes an nn.Module, got {type(model).__name__}")
@@ -57,7 +68,10 @@ def convert(
         for child_name, child in list(parent._modules.items()):
             if child is not None and id(child) in replaced:
                 setattr(parent, child_name, replaced[id(child)])
-    update_masks(root)
+    try:
+        update_masks(root)
+    except EmptiedLayerError as error:
+        _log.warning("the converted model keeps its layerwise masks: %s", error)
     return root
 
 
@@ -101,4 +115,7 @@ def _ticket(module: nn.Module, config: TicketConfig, weights: str) -> TicketLaye
         layer.reset_selection()
     if layer.bias is not None and module.bias is not None:
         layer.bias.copy_(module.bias)
+        layer.bias.requires_grad_(module.bias.requires_grad)
+    if is_channels_last(module.weight):
+        layer = layer.to(memory_format=torch.channels_last)
     return layer.train(module.training)
