@@ -51,9 +51,7 @@ def _log_choice(operation: str, backend: str, device_type: str) -> None:
     logger.info("%s on %s: backend %s", operation, device_type, backend)
 
 
-def choose(
-    operation: str, backend: str | None, device_type: str, supported: Sequence[str]
-) -> str:
+def choose(operation: str, backend: str | None, device_type: str, supported: Sequence[str]) -> str:
     """The backend that will run `operation` on a device of `device_type` ("cpu", "cuda", ...).
 
     `supported` names the backends the operation has, best first for automatic choice. Raises
@@ -74,7 +72,7 @@ def choose(
     if not _runs(backend, device_type):
         if backend == "cpu":
             if device_type == "cpu":
-                cpu.engine()  # raises with the remedy
+                raise BackendError(f"{operation}: backend 'cpu': {cpu.missing_reason()}")
             raise BackendError(f"{operation}: backend 'cpu' cannot run on a {device_type} tensor")
         raise BackendError(
             f"{operation}: backend 'triton' needs a GPU tensor and the triton package "

@@ -28,13 +28,20 @@ def available() -> bool:
     return _module is not None
 
 
+def missing_reason() -> str:
+    """Why the engine cannot be used and what to do about it; empty if it can."""
+    if _module is not None:
+        return ""
+    return (
+        f"the C++ engine is not installed ({_reason}); install g++ 11 or newer and run "
+        "`pip install --force-reinstall --no-deps mpt_fast`, or use backend='reference'"
+    )
+
+
 def engine() -> ModuleType:
     """The compiled module `mpt_fast.kernels._cpu`; raises EngineMissing if it was not built."""
     if _module is None:
-        raise EngineMissing(
-            f"the C++ engine is not installed ({_reason}); install g++ 11 or newer and run "
-            "`pip install --force-reinstall --no-deps mpt_fast`, or use backend='reference'"
-        )
+        raise EngineMissing(missing_reason())
     return _module
 
 
