@@ -29,8 +29,16 @@ from mpt_fast.report.document import (
 
 SCHEMA = "mpt_fast demo"
 VERSION = 1
-ROLES = ("dense", "float", "binary")
-TITLES = {"dense": "Dense twin", "float": "Float ticket", "binary": "Binary ticket"}
+TICKETS = ("float", "binary")
+TWINS = {"float": "float_twin", "binary": "binary_twin"}
+ROLES = ("float", "float_twin", "binary", "binary_twin")
+TITLES = {
+    "float": "Float ticket",
+    "float_twin": "its dense twin",
+    "binary": "Binary ticket",
+    "binary_twin": "its dense twin",
+}
+_COLOURS = {"float": "float", "binary": "binary", "float_twin": "dense", "binary_twin": "dense"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +57,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Network:
-    """One of the demo's three networks; shares are of 1, sizes in bytes.
+    """One of the demo's networks, a ticket or a dense twin; shares are of 1, sizes in bytes.
 
-    `speed` is the network as it is deployed: the tickets packed, the twin in eager PyTorch.
-    `eager` is a ticket's own speed before packing. `file_bytes`, `bound_bytes`, `kernel_rate` and
-    `weight_rate` are None for the twin. `layers` are (name, weights, kept).
+    `speed` is the network as it is deployed: a ticket packed, a twin in eager PyTorch.
+    `file_bytes`, `bound_bytes`, `kernel_rate`, `weight_rate` and `disagreements` (test images that
+    the packed ticket and the eager one in float64 put in different classes) are None for a twin.
+    `empty_kernels` are (layer, share of its kernels that kept no weight), none for a twin.
     """
 
     role: str
@@ -70,7 +79,7 @@ class Network:
     kernel_rate: float | None
     weight_rate: float | None
     speed: Speed
-    layers: Sequence[tuple[str, int, int]]
+    empty_kernels: Sequence[tuple[str, float]]
     disagreements: int | None = None
 
 
@@ -111,9 +120,9 @@ class Demo:
                 return network
         raise KeyError(role)
 
-    def speedup(self, role: str) -> float:
-        """How many times faster than the dense twin, medians of one run."""
-        return self.network("dense").speed.median / self.network(role).speed.median
+    def speedup(self, ticket: str) -> float:
+        """How many times faster a ticket is than its dense twin, medians of one run."""
+        return self.network(TWINS[ticket]).speed.median / self.network(ticket).speed.median
 
     def to_json(self) -> dict[str, Any]:
         """What report.json holds."""
@@ -139,7 +148,9 @@ class Demo:
                             **{
                                 **network,
                                 "speed": Speed(**network["speed"]),
-                                "layers": [tuple(layer) for layer in network["layers"]],
+                                "empty_kernels": [
+                                    tuple(layer) for layer in network["empty_kernels"]
+                                ],
                             }
                         )
                         for network in data["networks"]
@@ -155,15 +166,14 @@ class Demo:
 
 def table(demo: Demo) -> Table:
     """The comparison: one column per network, one row per measure."""
-    dense = demo.network("dense")
 
     def row(name: str, cell: Any) -> list[str]:
         return [name, *(cell(demo.network(role)) for role in ROLES)]
 
     rows = [
         row("Test accuracy", lambda n: text.percent(n.accuracy, 2)),
-        row("Weights trained", lambda n: "all" if n.role == "dense" else "none"),
-        row("Activations", lambda n: "1 bit" if n.role == "binary" else "32-bit float"),
+        row("Weights trained", lambda n: "none" if n.role in TICKETS else "all"),
+        row("Activations", lambda n: "1 bit" if n.role == "binary" else "float"),
         row("Weights kept", lambda n: text.count(n.kept)),
         row("… of all", lambda n: text.percent(n.kept / n.weights)),
         row("Size in fp32", lambda n: text.size(n.fp32_bytes)),
@@ -173,24 +183,19 @@ def table(demo: Demo) -> Table:
         row("Images per second", lambda n: text.count(n.speed.images_per_second(demo.batch)[0])),
         row(
             "… against the twin",
-            lambda n: text.ratio(dense.speed.median / n.speed.median) if n.file_bytes else "1×",
+            lambda n: text.ratio(demo.speedup(n.role)) if n.role in TICKETS else "1×",
         ),
-        row("Rate counted, kernels", lambda n: text.ratio(n.kernel_rate)),
-        row("Rate counted, weights", lambda n: text.ratio(n.weight_rate)),
+        row("Acceleration rate, kernels", lambda n: text.ratio(n.kernel_rate)),
+        row("Acceleration rate, weights", lambda n: text.ratio(n.weight_rate)),
         row("Training time", lambda n: text.duration(n.train_seconds)),
     ]
     return Table(
         header=["", *(TITLES[role] for role in ROLES)],
         rows=rows,
         caption=f"{demo.model} on {demo.dataset}, {text.percent(demo.sparsity, 0)} of the weights "
-        f"pruned; speed at batch {demo.batch}, {threads(demo.threads)}",
+        f"pruned; speed at batch {demo.batch}, {text.threads(demo.threads)}",
         strong=frozenset({0, 7, 10}),
     )
-
-
-def threads(number: int) -> str:
-    """1 -> '1 thread'."""
-    return f"{number} thread" + ("" if number == 1 else "s")
 
 
 def document(demo: Demo) -> Document:
@@ -201,8 +206,9 @@ def document(demo: Demo) -> Document:
         else "Multi-prize tickets: never trained, mostly removed, one bit each",
         lead="A multi-prize ticket is found inside a random network by learning which weights to "
         "keep. The weights themselves are never trained: the kept ones are reduced to their sign. "
-        f"This run found two tickets in {demo.model} on {demo.dataset}, trained the same network "
-        "the ordinary way (the dense twin), and packed, reloaded and ran the tickets.",
+        f"This run found two tickets in {demo.model} on {demo.dataset}, one with float and one "
+        "with binary activations, trained the same networks the ordinary way (their dense twins), "
+        "and packed, reloaded and ran the tickets.",
         sections=[
             _result(demo),
             _speed_and_size(demo),
@@ -219,7 +225,7 @@ def document(demo: Demo) -> Document:
 def figure(demo: Demo) -> str:
     """The README's figure: speed, size and accuracy as one SVG file on its own."""
     accuracy = [
-        plots.Bar(TITLES[role], value, text.percent(value), role)
+        plots.Bar(TITLES[role], value, text.percent(value), _COLOURS[role])
         for role in ROLES
         for value in [demo.network(role).accuracy]
     ]
@@ -227,12 +233,12 @@ def figure(demo: Demo) -> str:
         [("Images per second", _speed_bars(demo)), ("Size", _size_bars(demo)),
          ("Test accuracy", accuracy)],
         f"{demo.model} on {demo.dataset}, {text.percent(demo.sparsity, 0)} pruned, "
-        f"batch {demo.batch}, {threads(demo.threads)}",
+        f"batch {demo.batch}, {text.threads(demo.threads)}",
     )  # fmt: skip
 
 
 def _result(demo: Demo) -> Section:
-    dense, binary = demo.network("dense"), demo.network("binary")
+    twin, binary = demo.network("binary_twin"), demo.network("binary")
     assert binary.file_bytes is not None
     return Section(
         "The result",
@@ -253,7 +259,7 @@ def _result(demo: Demo) -> Section:
                     Tile(
                         text.percent(binary.accuracy),
                         "test accuracy",
-                        f"dense twin {text.percent(dense.accuracy)}",
+                        f"binary ticket; its dense twin {text.percent(twin.accuracy)}",
                     ),
                     Tile(
                         text.percent(binary.kept / binary.weights, 0),
@@ -271,16 +277,17 @@ def _speed_bars(demo: Demo) -> list[plots.Bar]:
     items = []
     for role in ROLES:
         rate, low, high = demo.network(role).speed.images_per_second(demo.batch)
-        gain = "" if role == "dense" else f" ({text.ratio(demo.speedup(role))})"
-        label = f"{TITLES[role]}, {'eager PyTorch' if role == 'dense' else 'packed'}"
-        items.append(plots.Bar(label, rate, f"{text.count(rate)}{gain}", role, (low, high)))
+        gain = f" ({text.ratio(demo.speedup(role))})" if role in TICKETS else ""
+        label = f"{TITLES[role]}, {'packed' if role in TICKETS else 'eager PyTorch'}"
+        shown = f"{text.count(rate)}{gain}"
+        items.append(plots.Bar(label, rate, shown, _COLOURS[role], (low, high)))
     return items
 
 
 def _size_bars(demo: Demo) -> list[plots.Bar]:
-    dense = demo.network("dense")
-    items = [plots.Bar("Dense twin, fp32", dense.fp32_bytes, text.size(dense.fp32_bytes), "dense")]
-    for role in ("float", "binary"):
+    fp32 = demo.network("binary").fp32_bytes
+    items = [plots.Bar("Weights in fp32", fp32, text.size(fp32), "dense")]
+    for role in TICKETS:
         network = demo.network(role)
         assert network.file_bytes is not None
         items.append(
@@ -305,8 +312,8 @@ def _speed_and_size(demo: Demo) -> Section:
                         plots.bars(_speed_bars(demo), ""),
                         "Bar chart of images per second: "
                         + "; ".join(f"{bar.label} {bar.text}" for bar in _speed_bars(demo)),
-                        f"Batch {demo.batch}, {threads(demo.threads)}, medians; thin lines span "
-                        "the 20th to the 80th percentile.",
+                        f"Batch {demo.batch}, {text.threads(demo.threads)}, medians; thin lines "
+                        "span the 20th to the 80th percentile.",
                     ),
                     Figure(
                         "Size",
@@ -320,14 +327,20 @@ def _speed_and_size(demo: Demo) -> Section:
             )
         ],
         lead="All networks alternate in one process, so that a busy machine slows all alike. The "
-        "twin runs at the best of PyTorch's own settings.",
+        "twins run at the best of PyTorch's own settings.",
     )
 
 
 def _training(demo: Demo) -> Section:
     def curves(values: str) -> list[plots.Line]:
         return [
-            plots.Line(TITLES[role], network.epochs, getattr(network, values), role)
+            plots.Line(
+                TITLES[role],
+                network.epochs,
+                getattr(network, values),
+                role.removesuffix("_twin"),
+                dashed=role not in TICKETS,
+            )
             for role in ROLES
             for network in [demo.network(role)]
         ]
@@ -346,7 +359,7 @@ def _training(demo: Demo) -> Section:
                     Figure(
                         "Training loss",
                         plots.lines(curves("train_loss"), "epoch", ""),
-                        "Curves of training loss by epoch for the three networks",
+                        "Curves of training loss by epoch for the tickets and their twins",
                     ),
                 ]
             )
@@ -356,10 +369,10 @@ def _training(demo: Demo) -> Section:
 
 
 def _inside(demo: Demo) -> Section:
-    tickets = [demo.network(role) for role in ("float", "binary")]
-    names = [name for name, _, _ in tickets[0].layers]
+    tickets = [demo.network(role) for role in TICKETS]
+    names = [name for name, _ in tickets[0].empty_kernels]
     shares = [
-        (TITLES[network.role], [kept / total for _, total, kept in network.layers], network.role)
+        (TITLES[network.role], [empty for _, empty in network.empty_kernels], network.role)
         for network in tickets
     ]
     codes = np.asarray(demo.kernels, dtype=np.int8)
@@ -369,15 +382,15 @@ def _inside(demo: Demo) -> Section:
             Figures(
                 [
                     Figure(
-                        "Weights kept, layer by layer",
+                        "Empty kernels, layer by layer",
                         plots.profile(names, shares, ""),
-                        "Bar chart of the share of weights kept in each layer: "
+                        "Bar chart of the share of kernels without a weight in each layer: "
                         + "; ".join(
                             f"{name} {' and '.join(text.percent(s[i]) for _, s, _ in shares)}"
                             for i, name in enumerate(names)
                         ),
-                        "Pruning is global: one threshold for all layers, so each layer keeps "
-                        "what it needs.",
+                        "A kernel is the slice of weights between two channels (in a linear "
+                        "layer, one weight). Packed networks never touch an empty one.",
                     ),
                     Figure(
                         f"The first {len(codes)} kernels of {demo.kernels_layer}",
@@ -435,9 +448,10 @@ def _method(demo: Demo) -> Section:
         Paragraph(
             f"{text.count(demo.train_images)} training and {text.count(demo.test_images)} test "
             f"images of {channels} × {height} × {width}. Sizes count weights only for fp32 and the "
-            "bound; the packed file holds everything needed to run. The counted rates say how many "
-            "multiplications the kept kernels or weights save (acceleration rate, Eq. 4 of "
-            "Efficient-MPT): what is possible, where images per second are what was reached."
+            "bound; the packed file holds everything needed to run. The acceleration "
+            "rates count how many times fewer operations remain where empty kernels (Eq. 4 of "
+            "Efficient-MPT) or pruned weights are left out: what is possible, where images per "
+            "second are what was reached."
         ),
     ]
     if agreement:

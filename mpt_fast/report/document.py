@@ -100,8 +100,13 @@ class Table:
 
     def _row(self, index: int, row: Sequence[str]) -> str:
         mark = ' class="strong"' if index in self.strong else ""
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        cells = "".join(f"<td>{self._cell(cell)}</td>" for cell in row[1:])
         return f'<tr{mark}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+
+    @staticmethod
+    def _cell(text: str) -> str:
+        """Long cells may fold, a number and its unit may not."""
+        return escape(text) if len(text) > 12 else escape(text).replace(" ", "&nbsp;")
 
 
 @dataclass(frozen=True)

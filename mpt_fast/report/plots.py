@@ -51,12 +51,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name in the legend, its points and its colour role."""
+    """One curve: its name in the legend, its points, its colour role, and whether it is dashed."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     role: str
+    dashed: bool = False
 
 
 def bars(items: Sequence[Bar], axis_label: str, width: float = _WIDTH) -> str:
@@ -102,8 +103,11 @@ def lines(
     with _style():
         figure, axes = _figure(width, 3.1)
         for item in items:
-            axes.plot(item.x, item.y, color=_colour(item.role), label=item.label, linewidth=2.0)
-            axes.plot(item.x[-1:], item.y[-1:], "o", color=_colour(item.role), markersize=5)
+            colour, style = _colour(item.role), (0, (3, 1.5)) if item.dashed else "-"
+            axes.plot(
+                item.x, item.y, color=colour, label=item.label, linewidth=1.8, linestyle=style
+            )
+            axes.plot(item.x[-1:], item.y[-1:], "o", color=colour, markersize=5)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y", color=_colour("rule"), linewidth=0.8)
@@ -111,8 +115,8 @@ def lines(
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(items), frameon=False,
-            handlelength=1.2, columnspacing=1.0, borderaxespad=0.2, fontsize=9,
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False,
+            handlelength=1.8, columnspacing=1.0, borderaxespad=0.2, fontsize=9,
         )  # fmt: skip
         return _svg(figure)
 

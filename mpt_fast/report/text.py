@@ -12,6 +12,11 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{round(value):,}"
 
 
+def threads(number: int) -> str:
+    """1 -> '1 thread', 2 -> '2 threads'."""
+    return f"{number} thread" + ("" if number == 1 else "s")
+
+
 def percent(fraction: float | None, digits: int = 1) -> str:
     """0.974 -> '97.4 %'. `fraction` is a share of 1; None -> '–'."""
     return MISSING if fraction is None else f"{100 * fraction:.{digits}f} %"

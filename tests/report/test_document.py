@@ -112,6 +112,12 @@ def test_plots_of_one_page_share_no_id() -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_numbers_keep_their_units_on_the_line_and_long_cells_fold() -> None:
+    html = report.Table(["", "a"], [["row", "1.5 MB"], ["row", "a long setting of words"]]).html()
+    assert "<td>1.5&nbsp;MB</td>" in html
+    assert "<td>a long setting of words</td>" in html
+
+
 def test_table_refuses_a_ragged_row() -> None:
     with pytest.raises(ValueError, match="has 1 cells for 2 columns"):
         report.Table(["a", "b"], [["only one"]])

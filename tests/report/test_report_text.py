@@ -36,6 +36,7 @@ def test_duration_picks_its_unit(seconds: float | None, shown: str) -> None:
 def test_counts_and_shares() -> None:
     assert text.count(12345.6) == "12,346"
     assert text.count(None) == "–"
+    assert (text.threads(1), text.threads(2)) == ("1 thread", "2 threads")
     assert text.percent(0.9741, 2) == "97.41 %"
     assert text.percent(1.0) == "100.0 %"
     assert text.percent(None) == "–"
