@@ -67,21 +67,25 @@ def encode_mask(kept: NDArray[np.integer], n: int) -> CodedMask:
     """Codes the ascending flat indices `kept` of a mask of `n` entries in the fewest bytes."""
     if kept.size == n:
         return CodedMask("all", 0, _EMPTY, _EMPTY)
-    flags = np.zeros(n, np.bool_)
-    flags[kept] = True
-    best = CodedMask("bits", 0, pack_flags(flags), _EMPTY)
     coding: Coding = "gaps" if 2 * kept.size <= n else "holes"
-    marks = kept if coding == "gaps" else np.flatnonzero(~flags)
+    # A sparse mask of very many entries never has its n flags in memory.
+    marks = kept if coding == "gaps" else np.flatnonzero(~_flags(kept, n))
     gaps = marks.astype(np.int64)
     gaps[1:] -= marks[:-1] + 1
     rice = min(range(MAX_RICE + 1), key=lambda r: int((gaps >> r).sum()) + gaps.size * r)
     unary_bits = int((gaps >> rice).sum()) + gaps.size
-    if (unary_bits + 7) // 8 + (gaps.size * rice + 7) // 8 >= best.high.size:
-        return best
+    if (unary_bits + 7) // 8 + (gaps.size * rice + 7) // 8 >= (n + 7) // 8:
+        return CodedMask("bits", 0, pack_flags(_flags(kept, n)), _EMPTY)
     unary = np.zeros(unary_bits, np.bool_)
     unary[np.cumsum((gaps >> rice) + 1) - 1] = True
     low = (gaps[:, None] >> np.arange(rice)) & 1
     return CodedMask(coding, rice, pack_flags(unary), pack_flags(low.astype(np.bool_).ravel()))
+
+
+def _flags(kept: NDArray[np.integer], n: int) -> NDArray[np.bool_]:
+    flags = np.zeros(n, np.bool_)
+    flags[kept] = True
+    return flags
 
 
 def decode_mask(mask: CodedMask, n: int, kept: int) -> NDArray[np.int64]:
