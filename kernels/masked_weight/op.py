@@ -8,8 +8,9 @@ g = sum(abs(W) * M) / kept:
              + (sum(dL/dw * sign(W) * M) / kept) * sign(W)),
              the clipped identity through the sign plus the path through the gain
 
-No gradient reaches the scores through the gain. Backends: "reference" and "cpu" (C++, one pass;
-float32, other dtypes run the reference).
+No gradient reaches the scores through the gain. Backends: "reference" and "cpu" (C++, one pass, in
+float32; the effective weight of another dtype is formed in it by PyTorch, the score gradient of
+scores of another dtype is the reference's).
 """
 
 import torch
@@ -27,15 +28,16 @@ def effective_weight(
     code: Tensor, gain: Tensor, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
     """gain * code in `dtype`, channels_last where `code` is; code int8, gain 0-dim."""
-    chosen = choose("effective_weight", backend, code.device.type, BACKENDS)
-    if chosen == "cpu" and dtype == torch.float32:
+    if choose("effective_weight", backend, code.device.type, BACKENDS) == "reference":
+        return reference.effective_weight(code, gain, dtype)
+    if dtype == torch.float32:
         out = torch.empty_like(code, dtype=dtype, memory_format=layout_of(code))
         codes, result = in_memory_order_of(out, code, out)
         cpu.engine().effective_weight(
             codes.numpy(), gain.item(), result.numpy(), torch.get_num_threads()
         )
         return out
-    return reference.effective_weight(code, gain, dtype)
+    return code.to(dtype).mul_(gain)  # +-1 and 0 are exact in every dtype: one rounding, no float32
 
 
 def score_gradient(

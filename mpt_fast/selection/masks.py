@@ -97,7 +97,8 @@ def _select(pool: list[TicketLayer]) -> tuple[Selection, torch.Tensor]:
 def set_sparsity(model: nn.Module, sparsity: float) -> None:
     """Prune every ticket layer to `sparsity` (fraction pruned, in [0, 1)) and select anew.
 
-    Raises ValueError outside that range or while a layer is being fine-tuned.
+    Raises ValueError outside that range or while a layer is being fine-tuned, and as `update_masks`
+    does; the masks are the old ones then.
     """
     sparsity = check_sparsity(sparsity)
     for layer in ticket_layers(model).values():

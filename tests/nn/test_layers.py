@@ -53,6 +53,7 @@ def dense_twin(layer: TicketLayer, **geometry: Any) -> nn.Module:
     return twin
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("config", [CONFIG, LAYERWISE], ids=["global", "layer"])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_geometry_is_that_of_conv2d(name: str, config: mpt.TicketConfig) -> None:
