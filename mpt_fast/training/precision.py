@@ -56,7 +56,7 @@ def autocast(amp: str, device: torch.device) -> torch.autocast:
 
 @contextlib.contextmanager
 def computing(threads: int, deterministic: bool, device: torch.device) -> Iterator[None]:
-    """Set threads and determinism for a run, and put them back afterwards."""
+    """Set threads and determinism for a run; afterwards put them and the random state back."""
     before = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
@@ -69,7 +69,8 @@ def computing(threads: int, deterministic: bool, device: torch.device) -> Iterat
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = not deterministic
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])

@@ -52,7 +52,10 @@ def test_every_rank_holds_the_same_network(finished: tuple[Path, str], run: str)
 def test_two_processes_were_at_work(finished: tuple[Path, str]) -> None:
     out, _ = finished
     assert [facts(out, rank)["world"] for rank in (0, 1)] == [[0, 2], [1, 2]]
-    assert facts(out, 0)["history"] == facts(out, 1)["history"]
+    histories = [facts(out, rank)["history"] for rank in (0, 1)]
+    for row in (row for history in histories for row in history):
+        del row["seconds"], row["images_per_second"]  # each rank has its own clock
+    assert histories[0] == histories[1]
 
 
 def test_the_gradient_is_that_of_the_whole_batch(

@@ -281,7 +281,9 @@ def test_wrong_calls_are_named(tmp_path: Path, tiny: Make) -> None:
 
 def test_threads_and_random_state_of_the_caller_come_back(tmp_path: Path, tiny: Make) -> None:
     torch.set_num_threads(2)
+    state = torch.get_rng_state()
     train(tiny(epochs=1, threads=1), tmp_path / "run", quiet=True)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
 
