@@ -228,11 +228,11 @@ class Lowering:
         if node.src.bits:
             return self._value(node.src)
         if node.src.uses == 1:
-            return self._decide(node.src, ())
+            return self._decide(node.src, (), node.name)
         return self._join(self._inner(node.src), "sign", "f64", node.name)
 
-    def _decide(self, node: Node, post: tuple[AffineNode, ...]) -> int:
-        """Id of the bits sign(post(node)); nothing else reads `node`."""
+    def _decide(self, node: Node, post: tuple[AffineNode, ...], name: str) -> int:
+        """Id of the bits sign(post(node)) of the sign `name`; nothing else reads `node`."""
         core, affines = strip(node)
         post = affines + post
         if (
@@ -242,13 +242,13 @@ class Lowering:
             and not core.bits
         ):
             flip = slope_falls(post, core.shape[0])
-            return self._max_pool(core, self._decide(core.src, post), flip)
+            return self._max_pool(core, self._decide(core.src, post, name), flip)
         found = decision(core, post)
         if found is None:
             terms = self._terms(core) if core.uses == 1 else self._inner(core)
             for affine in post:
                 terms = [term.then(affine, k == 0) for k, term in enumerate(terms)]
-            return self._join(terms, "sign", "f64", core.name)
+            return self._join(terms, "sign", "f64", name)
         low, high = found.thresholds()
         covers = [found.conv.label, *(a.label for a in found.inner)]
         residual = -1

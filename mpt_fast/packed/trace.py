@@ -78,8 +78,8 @@ class _ShapeRun(fx.Interpreter):
         return result
 
 
-def trace(model: nn.Module, example_input: Tensor) -> tuple[Graph, nn.Module]:
-    """The graph of `model`, and the float64 copy in eval mode it is of; `model` is left alone.
+def trace(model: nn.Module, example_input: Tensor) -> Graph:
+    """The graph of `model` in eval mode, all parameters in float64; `model` is left alone.
 
     `example_input` float [N, ...], N >= 1: its shape per image is the packed network's.
     Raises PackError where the model cannot be copied, traced or run on the example.
@@ -104,15 +104,22 @@ def trace(model: nn.Module, example_input: Tensor) -> tuple[Graph, nn.Module]:
         ) from None
     run = _ShapeRun(traced)
     image = example_input.detach()[:1].cpu().double()
+    images = image.expand(_BATCH, *image.shape[1:]).contiguous()
     try:
         with torch.no_grad():
-            run.run(image.expand(_BATCH, *image.shape[1:]).contiguous())
+            expected = root(images.clone())
+            found = run.run(images.clone())
     except Exception as error:
         raise PackError(
             f"{kind} fails on an input of shape {list(image.shape)} ({_line(error)}); give an "
             "example_input it accepts"
         ) from None
-    return _Builder(traced, run).build(kind), root
+    if isinstance(expected, Tensor) and not _same(found, expected):
+        raise PackError(
+            f"torch.fx misreads {kind}: traced, it gives other values; write what it changes in "
+            "place out of place, and draw nothing at random"
+        )
+    return _Builder(traced, run).build(kind)
 
 
 def _pruned_weights(model: nn.Module) -> dict[int, Any]:
@@ -123,6 +130,10 @@ def _pruned_weights(model: nn.Module) -> dict[int, Any]:
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
+
+
+def _same(found: Any, expected: Tensor) -> bool:
+    return isinstance(found, Tensor) and torch.equal(found.nan_to_num(), expected.nan_to_num())
 
 
 def _check_example(example: Any) -> None:
@@ -165,6 +176,8 @@ class _Builder:
         if not isinstance(result, fx.Node) or result not in self.env:
             raise PackError(f"{kind} does not return one tensor computed from its input")
         output = self.env[result]
+        if output.node is source:
+            raise PackError(f"{kind} computes nothing: it returns its input")
         if output.view is None:
             raise PackError(
                 f"{kind} returns shape {list(self.results[result].shape)} for {_BATCH} images; the "

@@ -1,7 +1,5 @@
 """Fixtures of the packed tests."""
 
-from collections.abc import Iterator
-
 import helpers
 import pytest
 
@@ -9,9 +7,9 @@ from mpt_fast.runtime import engine
 
 
 @pytest.fixture(params=helpers.suite_backends(("reference", "cpu")))
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each backend of packed models that can run here, the engine once per instruction set."""
     name, _, isa = request.param.partition("/")
     if isa:
         monkeypatch.setattr(engine, "ISA", isa)
-    yield name
+    return name

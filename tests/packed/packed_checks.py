@@ -15,15 +15,15 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Batch norms as after training: means and variances of their own, slopes of both signs."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
+        if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            continue
+        if module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0.0, 0.4, generator=generator)
             module.running_var.uniform_(0.4, 2.0, generator=generator)
-            if module.affine:
-                with torch.no_grad():
-                    module.weight.normal_(generator=generator)
-                    module.bias.normal_(0.0, 0.3, generator=generator)
+        if module.affine:
+            with torch.no_grad():
+                module.weight.normal_(generator=generator)
+                module.bias.normal_(0.0, 0.3, generator=generator)
     return model
 
 

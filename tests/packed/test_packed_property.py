@@ -2,11 +2,13 @@
 
 import hypothesis.strategies as st
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from packed_checks import assert_same, eager, randomise
 from torch import Tensor, nn
 
 import mpt_fast as mpt
+from mpt_fast.packed import PackedModel
+from mpt_fast.runtime.program import Combine, ConvAffine
 
 
 class Block(nn.Module):
@@ -53,7 +55,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
     """A stack of blocks with norms, pools, shortcuts and activations; its input's shape."""
     torch.manual_seed(draw(st.integers(0, 2**16)))
     channels = draw(st.integers(1, 5))
-    shape = (channels, draw(st.integers(4, 9)), draw(st.integers(4, 9)))
+    shape = (channels, draw(st.integers(5, 9)), draw(st.integers(5, 9)))
     parts: list[nn.Module] = []
     for _ in range(draw(st.integers(1, 4))):
         width = draw(st.sampled_from([channels, 2, 6]))
@@ -67,7 +69,8 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
         parts.append(Block(nn.Sequential(*body), shortcut, act))
         after = draw(st.sampled_from(["nothing", "max", "average", "norm"]))
         if after == "max":
-            parts.append(nn.MaxPool2d(draw(st.integers(1, 3)), 1, ceil_mode=draw(st.booleans())))
+            size = draw(st.integers(1, 2))
+            parts.append(nn.MaxPool2d(size, 1, ceil_mode=draw(st.booleans())))
         elif after == "average":
             parts.append(nn.AvgPool2d(2, 1, 1, count_include_pad=draw(st.booleans())))
         elif after == "norm":
@@ -79,6 +82,30 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int, int]]:
     elif head == "linear":
         parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)]
     return randomise(nn.Sequential(*parts), seed=channels), shape
+
+
+def rounding_decides(model: nn.Module, packed: PackedModel, x: Tensor) -> bool:
+    """True if a real sum before a sign is 0 up to rounding.
+
+    Terms such as v - v + w - w over few distinct values do that. Their sum in float64 is 0 or a few
+    1e-17 by the order of additions, which PyTorch does not promise either. Integer sums have no
+    such cases: a network all of whose signs are decided by integers is always compared.
+    """
+    steps = packed.program.steps
+    if not any(isinstance(s, ConvAffine | Combine) and s.act == "sign" for s in steps):
+        return False
+    ties: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        size = inputs[0].abs()
+        ties.append(bool((size <= 1e-12 * size.max()).any()))
+
+    signs = [m for m in model.modules() if isinstance(m, mpt.BinaryActivation)]
+    hooks = [sign.register_forward_pre_hook(look) for sign in signs]
+    eager(model, x)
+    for hook in hooks:
+        hook.remove()
+    return any(ties)
 
 
 @settings(
@@ -95,6 +122,7 @@ def test_random_networks(
     x = torch.randn(batch, *shape)
     packed = mpt.pack(model, x, backend=backend)
     assert not packed.plan().unsupported
+    assume(not rounding_decides(model, packed, x))
     if isinstance(model[-1], mpt.BinaryActivation):
         assert torch.equal(packed(x).double(), eager(model, x))
     else:
