@@ -104,33 +104,34 @@ class TestLayerOrder:
     @pytest.mark.parametrize("v2", [False, True])
     @pytest.mark.parametrize("activation", ["relu", "binary"])
     def test_basic_block_formula(self, activation: str, v2: bool) -> None:
-        model = tiny("resnet18", activation=activation, v2=v2).eval()
-        act = torch.relu if activation == "relu" else (lambda x: torch.where(x >= 0, 1.0, -1.0))
-        x = torch.randn(2, 8, 8, 8).sign()
+        # In float64 sums of +-gain are exact: a sum of 0 is 0 whatever the order of addition.
+        model = tiny("resnet18", activation=activation, v2=v2).double().eval()
+        act = torch.relu if activation == "relu" else (lambda v: 2.0 * (v >= 0).double() - 1.0)
+        x = torch.randn(2, 8, 8, 8).sign().double()
         for block in (model.layer1[0], model.layer2[0]):
             short = x if block is model.layer1[0] else block.shortcut[1](block.shortcut[0](x))
             branch = block.conv2(act(block.bn1(block.conv1(x))))
             total = block.bn2(branch + short) if v2 else block.bn2(branch) + short
-            torch.testing.assert_close(block(x), act(total), rtol=0, atol=0)
+            torch.testing.assert_close(block(x), act(total), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("v2", [False, True])
     def test_bottleneck_formula(self, v2: bool) -> None:
-        model = tiny("resnet50", v2=v2).eval()
-        block, x = model.layer2[0], torch.randn(2, 32, 8, 8)
+        model = tiny("resnet50", v2=v2).double().eval()
+        block, x = model.layer2[0], torch.randn(2, 32, 8, 8).double()
         out = torch.relu(block.bn1(block.conv1(x)))
         out = block.conv3(torch.relu(block.bn2(block.conv2(out))))
         assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
         short = block.shortcut[1](block.shortcut[0](x))
         total = block.bn3(out + short) if v2 else block.bn3(out) + short
-        torch.testing.assert_close(block(x), torch.relu(total), rtol=0, atol=0)
+        torch.testing.assert_close(block(x), torch.relu(total), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize(("v2", "order"), [(False, "norm first"), (True, "pool first")])
     def test_imagenet_stem(self, v2: bool, order: str) -> None:
-        model = tiny("imagenet_resnet18", config=None, v2=v2, image_size=32).eval()
+        model = tiny("imagenet_resnet18", config=None, v2=v2, image_size=32).double().eval()
         nn.init.constant_(model.bn1.weight, -1.0)  # a negative slope tells the orders apart
         captured: list[Tensor] = []
         model.layer1.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
-        x = torch.randn(2, 1, 32, 32)
+        x = torch.randn(2, 1, 32, 32).double()
         model(x)
         out = model.conv1(x)
         assert out.shape[-2:] == (16, 16)
@@ -139,7 +140,7 @@ class TestLayerOrder:
             if order == "norm first"
             else model.bn1(model.maxpool(out))
         )
-        torch.testing.assert_close(captured[0], torch.relu(out), rtol=0, atol=0)
+        torch.testing.assert_close(captured[0], torch.relu(out), rtol=1e-12, atol=1e-12)
         assert captured[0].shape[-2:] == (8, 8)
 
     def test_small_resnet_pools_globally(self) -> None:
@@ -267,7 +268,7 @@ class TestTracing:
     def test_ticket_uses_the_known_vocabulary(
         self, name: str, arguments: dict[str, Any], activation: str
     ) -> None:
-        model = tiny(name, activation=activation, **arguments).eval()
+        model = tiny(name, activation=activation, **arguments).double().eval()
         traced = fx.GraphModule(model, _Tracer().trace(model))
         for node in traced.graph.nodes:
             if node.op == "call_module":
@@ -276,14 +277,15 @@ class TestTracing:
                 assert node.target in self.FUNCTIONS
             else:
                 assert node.op in ("placeholder", "output")
-        x = torch.randn(3, 1, 8, 8)
-        assert torch.equal(traced(x), model(x))
+        x = torch.randn(3, 1, 8, 8).double()
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize(("name", "arguments"), FAMILIES)
     def test_dense_traces_with_plain_fx(self, name: str, arguments: dict[str, Any]) -> None:
-        model = tiny(name, config=None, **arguments).eval()
-        x = torch.randn(3, 1, 8, 8)
-        assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+        model = tiny(name, config=None, **arguments).double().eval()
+        x = torch.randn(3, 1, 8, 8).double()
+        traced = fx.symbolic_trace(model)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 class TestDenseTwin:
