@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -44,9 +45,19 @@ class Commands(TyperGroup):
                 traceback.print_exc()
             raise _CommandError(_explain(error, output(ctx).debug)) from error
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(
+                args, prog_name, complete_var, False, windows_expand_args, **extra
+            )
         except _CommandError as error:
             fail(str(error))
             status = 1
@@ -71,9 +82,10 @@ def _explain(error: Exception, traced: bool) -> str:
 
 def _usage_line(error: Any) -> str:
     message = " ".join(error.format_message().split())
-    if not isinstance(error, _UsageError) or not getattr(error, "ctx", None):
+    where = getattr(error, "ctx", None)
+    if where is None or not isinstance(error, _UsageError):
         return message
-    return f"{message.rstrip('.')}; see {error.ctx.command_path} --help"
+    return f"{message.rstrip('.')}; see {where.command_path} --help"
 
 
 def _version(value: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from mpt_fast.training import Recipe, Result, recipe_for
 from mpt_fast.training import train as train_run
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from mpt_fast.cli.output import Output
     from mpt_fast.data import Dataset
 
@@ -79,7 +81,7 @@ def train(
                 folder,
                 data_root=data_root,
                 quiet=True,
-                on_epoch=lambda row, task=task: progress.advance(task),
+                on_epoch=partial(_advance, progress, task),
             )
             results[role] = result
             shown.say(
@@ -87,6 +89,10 @@ def train(
                 f"{recipe.epochs} epochs, {text.duration(result.seconds)}"
             )
     return results
+
+
+def _advance(progress: Progress, task: TaskID, row: Mapping[str, Any]) -> None:
+    progress.advance(task)
 
 
 def pack(recipe: Recipe, result: Result, dataset: Dataset, file: Path, threads: int) -> Ticket:

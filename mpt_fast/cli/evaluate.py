@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from mpt_fast.cli import runs
 from mpt_fast.cli.options import DataRoot, Debug, Json, Threads, output
 from mpt_fast.cli.output import table
 from mpt_fast.report import text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NAME = "eval"
 EXAMPLE = (
@@ -44,9 +47,10 @@ def command(
 
     out = output(context)
     runs.set_threads(threads)
+    model: nn.Module
     if runs.is_packed(run):
-        model = mpt.load(run, threads=threads)
-        trained_on, image_size = model.metadata.get("data"), model.input_shape[-1]
+        model = packed = mpt.load(run, threads=threads)
+        trained_on, image_size = packed.metadata.get("data"), packed.input_shape[-1]
     else:
         folder, which = runs.locate(run, "best" if best else None)
         model, recipe = load_run(folder, which)

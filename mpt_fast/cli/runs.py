@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from mpt_fast.data import Dataset
@@ -26,7 +26,7 @@ def locate(path: Path, which: Which | None = None) -> tuple[Path, Which]:
     if not path.exists():
         raise FileNotFoundError(2, "No such run or file", str(path))
     if path.suffix == ".safetensors" and path.stem in CHECKPOINTS:
-        return locate(path.parent, cast(Which, path.stem))
+        return locate(path.parent, path.stem)
     raise ValueError(f"{path} is neither a run folder nor a checkpoint last|best.safetensors")
 
 

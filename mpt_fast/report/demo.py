@@ -178,15 +178,15 @@ def table(demo: Demo) -> Table:
         row("… of all", lambda n: text.percent(n.kept / n.weights)),
         row("Size in fp32", lambda n: text.size(n.fp32_bytes)),
         row("Packed file", lambda n: text.size(n.file_bytes)),
-        row("… smaller by", lambda n: text.ratio(n.file_bytes and n.fp32_bytes / n.file_bytes)),
+        row("… times smaller", lambda n: text.ratio(n.file_bytes and n.fp32_bytes / n.file_bytes)),
         row("Entropy bound", lambda n: text.size(n.bound_bytes)),
         row("Images per second", lambda n: text.count(n.speed.images_per_second(demo.batch)[0])),
         row(
             "… against the twin",
             lambda n: text.ratio(demo.speedup(n.role)) if n.role in TICKETS else "1×",
         ),
-        row("Acceleration rate, kernels", lambda n: text.ratio(n.kernel_rate)),
-        row("Acceleration rate, weights", lambda n: text.ratio(n.weight_rate)),
+        row("Acceleration, kernels", lambda n: text.ratio(n.kernel_rate)),
+        row("Acceleration, weights", lambda n: text.ratio(n.weight_rate)),
         row("Training time", lambda n: text.duration(n.train_seconds)),
     ]
     return Table(

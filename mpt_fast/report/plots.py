@@ -81,8 +81,10 @@ def _draw_bars(axes: Axes, items: Sequence[Bar], axis_label: str) -> None:
             low, high = item.spread
             axes.plot([low, high], [position, position], color=_colour("ink"), linewidth=1.0)
             end = max(end, high)
-        axes.text(end + 0.015 * reach, position, item.text, va="center", ha="left")
-        axes.text(0, position + 0.24, item.label, va="bottom", ha="left", color=_colour("muted"))
+        beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "ha": "left"}
+        axes.annotate(item.text, (end, position), va="center", **beside)
+        above = (0, position + 0.24)
+        axes.annotate(item.label, above, va="bottom", color=_colour("muted"), **beside)
     # Room at the right for the text of the longest bar.
     longest = max(len(item.text) for item in items)
     axes.set_xlim(0, reach * (1.04 + 0.021 * longest))
@@ -100,6 +102,8 @@ def lines(
     """Curves over a common axis with a legend above; `percent` shows a share of 1 as per cent."""
     if not items:
         raise ValueError("lines: nothing to draw; give at least one Line")
+    from matplotlib.ticker import MaxNLocator
+
     with _style():
         figure, axes = _figure(width, 3.1)
         for item in items:
@@ -111,7 +115,7 @@ def lines(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y", color=_colour("rule"), linewidth=0.8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.legend(
@@ -197,12 +201,12 @@ def panels(items: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
         raise ValueError("panels: nothing to draw; give at least one panel")
     with _style():
         most = max(len(bars_) for _, bars_ in items)
-        figure = _new_figure(4.1 * len(items), 0.95 + 0.58 * most)
+        figure = _new_figure(4.1 * len(items), 1.2 + 0.58 * most, padding=0.13)
         grid = figure.subplots(1, len(items), squeeze=False)[0]
         for axes, (heading, bars_) in zip(grid, items, strict=True):
             _draw_bars(axes, bars_, "")
             axes.set_title(heading, loc="left", fontsize=11, color=_colour("ink"))
-        figure.suptitle(title, x=0.008, ha="left", fontsize=12, color=_colour("ink"))
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=_colour("ink"))
         return _standalone(_svg(figure))
 
 
@@ -248,10 +252,12 @@ def _style() -> Any:
     )
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def _new_figure(width: float, height: float, padding: float = 0.04) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    layout = ConstrainedLayoutEngine(w_pad=padding, h_pad=padding)
+    return Figure(figsize=(width, height), layout=layout, facecolor="none")
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
