@@ -18,6 +18,7 @@ _SUBMODULES = (
     "models",
     "nn",
     "packed",
+    "random_binary",
     "report",
     "runtime",
     "selection",
