@@ -117,5 +117,5 @@ def _ticket(module: nn.Module, config: TicketConfig, weights: str) -> TicketLaye
         layer.bias.copy_(module.bias)
         layer.bias.requires_grad_(module.bias.requires_grad)
     if is_channels_last(module.weight):
-        layer = layer.to(memory_format=torch.channels_last)
+        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return layer.train(module.training)
