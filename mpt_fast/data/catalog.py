@@ -15,7 +15,7 @@ _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
 )  # fmt: skip
-# Per channel, of training pixels in [0, 1]; the digits' are computed from their 1437 images.
+# Per channel, of training pixels in [0, 1]; the digits' are computed from their 1433 images.
 _STATISTICS = {
     "fashion-mnist": ((0.2860,), (0.3530,)),
     "mnist": ((0.1307,), (0.3081,)),
@@ -23,6 +23,7 @@ _STATISTICS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagefolder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+_IDX_CLASSES = {"fashion-mnist": _FASHION, "mnist": _DIGITS}
 _TORCHVISION = {"fashion-mnist": "FashionMNIST", "mnist": "MNIST"}
 _HOW_TO_GET = {
     "fashion-mnist": "apt install dataset-fashion-mnist, or put its four *-ubyte.gz files in a "
@@ -67,12 +68,9 @@ def available(name: str, root: str | Path | None = None) -> bool:
         return True
     if name == "imagefolder":
         return any(folder.find_folders(place) for place in places)
-    if name in _LAYOUT_IDX:
+    if name in _IDX_CLASSES:
         return any(len(idx.idx_files(place)) == 4 for place in places)
     return cifar.find_source(name, places) is not None
-
-
-_LAYOUT_IDX = {"fashion-mnist": _FASHION, "mnist": _DIGITS}
 
 
 def load(name: str, root: str | Path | None = None, *, image_size: int = 224) -> Dataset:
@@ -107,9 +105,9 @@ def load(name: str, root: str | Path | None = None, *, image_size: int = 224) ->
                 lazy_train, lazy_test, classes = folder.load_folders(*found, image_size)
                 return Dataset(name, lazy_train, lazy_test, classes, mean, std)
         raise _missing(name, places)
-    if name in _LAYOUT_IDX:
+    if name in _IDX_CLASSES:
         train, test = _load_idx(name, places)
-        return Dataset(name, train, test, _LAYOUT_IDX[name], mean, std)
+        return Dataset(name, train, test, _IDX_CLASSES[name], mean, std)
     source = cifar.find_source(name, places)
     if source is None:
         raise _missing(name, places)

@@ -49,7 +49,7 @@ _GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A training run. Two runs of one recipe on one machine end with identical bits on a CPU.
+    """A training run. Two runs of a recipe on equal CPUs with equal threads end in equal bits.
 
     Every field has a default and is checked on creation; RecipeError (a ValueError) names a wrong
     one. `Recipe.load` reads a built-in recipe or a file, `dump` writes every field with its

@@ -93,7 +93,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Result]:
-    """The result of a recipe whose run was never stopped, with the same cadence."""
+    """The result of a recipe whose run was never stopped, nor saved within an epoch."""
     results: dict[str, Result] = {}
     root = tmp_path_factory.mktemp("undisturbed")
 
