@@ -20,24 +20,47 @@ struct Position {
     Bits masks[kWords];     // the words of each class
 };
 
-// Carry number I out of level LEVEL when N taps are added; level 0 is the taps themselves.
-// Depth first, so that few carries are alive at a time.
+// Carries into one plane, two at a time: N taps give ceil(N / 2^LEVEL) of them at LEVEL.
+struct Two {
+    Bits first, second;
+};
+
+constexpr int carries(int taps, int level) { return (taps + (1 << level) - 1) >> level; }
+
+// Carries 2I and 2I + 1 of level LEVEL; level 0 is the taps themselves. Depth first, so that few
+// are alive at a time; three carries meet before the plane is touched, so that only every second
+// adder waits for the plane's last value.
 template <int N, int LEVEL, int I>
-MPT_INLINE Bits carry(Bits* planes, const char* input, const int32_t* offsets) {
+MPT_INLINE Two carry(Bits* planes, const char* input, const int32_t* offsets) {
     if constexpr (LEVEL == 0) {
-        return load<Bits>(input + offsets[I]);
+        Two taps = {load<Bits>(input + offsets[2 * I]), Bits{}};
+        if constexpr (2 * I + 1 < N) taps.second = load<Bits>(input + offsets[2 * I + 1]);
+        return taps;
     } else {
-        constexpr int kBelow = (N + (1 << (LEVEL - 1)) - 1) >> (LEVEL - 1);
-        const Bits a = carry<N, LEVEL - 1, 2 * I>(planes, input, offsets);
-        const Bits old = planes[LEVEL - 1];
-        if constexpr (2 * I + 1 < kBelow) {
-            const Bits b = carry<N, LEVEL - 1, 2 * I + 1>(planes, input, offsets);
-            const Bits now = planes[LEVEL - 1];
-            planes[LEVEL - 1] = sum(now, a, b);
-            return majority(now, a, b);
+        constexpr int kLeft = carries(N, LEVEL - 1) - 4 * I;
+        Bits& plane = planes[LEVEL - 1];
+        const Two a = carry<N, LEVEL - 1, 2 * I>(planes, input, offsets);
+        if constexpr (kLeft >= 3) {
+            const Two b = carry<N, LEVEL - 1, 2 * I + 1>(planes, input, offsets);
+            const Bits partial = sum(a.first, a.second, b.first);
+            const Bits out = majority(a.first, a.second, b.first);
+            const Bits old = plane;
+            if constexpr (kLeft >= 4) {
+                plane = sum(old, partial, b.second);
+                return {out, majority(old, partial, b.second)};
+            } else {
+                plane = old ^ partial;
+                return {out, old & partial};
+            }
         } else {
-            planes[LEVEL - 1] = old ^ a;
-            return old & a;
+            const Bits old = plane;
+            if constexpr (kLeft == 2) {
+                plane = sum(old, a.first, a.second);
+                return {majority(old, a.first, a.second), Bits{}};
+            } else {
+                plane = old ^ a.first;
+                return {old & a.first, Bits{}};
+            }
         }
     }
 }
@@ -45,8 +68,8 @@ MPT_INLINE Bits carry(Bits* planes, const char* input, const int32_t* offsets) {
 // Adds N taps: a tree of full adders, then the last carry ripples through the higher planes.
 template <int K, int N>
 MPT_INLINE void add(Bits* planes, const char* input, const int32_t* offsets) {
-    constexpr int kLevels = N > 8 ? 4 : N > 4 ? 3 : N > 2 ? 2 : 1;
-    Bits last = carry<N, kLevels, 0>(planes, input, offsets);
+    constexpr int kLevels = N > 16 ? 5 : N > 8 ? 4 : N > 4 ? 3 : N > 2 ? 2 : N > 1 ? 1 : 0;
+    Bits last = carry<N, kLevels, 0>(planes, input, offsets).first;
     for (int k = kLevels; k < K; ++k) {
         const Bits old = planes[k];
         planes[k] = old ^ last;
@@ -56,6 +79,8 @@ MPT_INLINE void add(Bits* planes, const char* input, const int32_t* offsets) {
 
 template <int K>
 MPT_INLINE void add_list(Bits* planes, const char* input, const int32_t* offsets, int32_t count) {
+    if constexpr (K > 6)  // fewer planes mean fewer than 32 taps
+        for (; count >= 32; count -= 32, offsets += 32) add<K, 32>(planes, input, offsets);
     for (; count >= 16; count -= 16, offsets += 16) add<K, 16>(planes, input, offsets);
     switch (count) {
         case 1: return add<K, 1>(planes, input, offsets);
