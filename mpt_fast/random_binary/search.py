@@ -130,7 +130,7 @@ def _too_few(source: _Source, demands: Demands) -> str | None:
 def _candidates(
     source: _Source, demands: Demands, chosen: NDArray, rows: signs.Words
 ) -> list[signs.Words]:
-    """For neurons `rows` [n, k] of demands `chosen` [n]: live copies of the right sign, as words."""
+    """Live copies of the right sign, as words, for neurons `rows` [n, k] of `chosen` demands."""
     found = signs.runs(
         rows, demands.tap[chosen], source.first(demands.source[chosen]), source.copies
     )
