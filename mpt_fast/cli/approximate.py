@@ -114,10 +114,9 @@ def _unchanged(
     import torch
 
     same = total = 0
-    pictures = dataset.test.images[:images]
     with torch.no_grad():
-        for batch in pictures.split(128):
-            x = dataset.normalize(batch)
+        for index in torch.arange(min(images, len(dataset.test))).split(128):
+            x = dataset.normalize(dataset.test.batch(index))
             same += int((found.module(x).argmax(1) == target(x).argmax(1)).sum())
             total += len(x)
     return same, total

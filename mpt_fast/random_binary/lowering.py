@@ -61,7 +61,8 @@ def _step(layer: NetLayer, src: int, sources: int, first: bool) -> ConvAffine:
     if first:
         constant = source >= sources
         np.add.at(shift, out[constant], sign[constant])
-        source, out, tap, sign = (a[~constant] for a in (source, out, tap, sign))
+        source, out, tap = source[~constant], out[~constant], tap[~constant]
+        sign = sign[~constant]
     if layer.flat:
         # The engine flattens channel by channel, this network pixel by pixel.
         pixel, neuron = np.divmod(source, sources // layer.flat)

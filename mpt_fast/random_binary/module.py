@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ class _Product(torch.autograd.Function):
     """matrix @ values for a sparse CSR matrix that has no gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # autograd.Function declares *args
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         values: Tensor,
         indptr: Tensor,
         index: Tensor,
@@ -26,14 +27,13 @@ class _Product(torch.autograd.Function):
         rows: int,
     ) -> Tensor:
         ctx.save_for_backward(indptr, index, sign)
-        ctx.shape = (rows, values.shape[0])  # type: ignore[attr-defined]  # ctx takes attributes
+        ctx.shape = (rows, values.shape[0])
         return _matrix(indptr, index, sign, (rows, values.shape[0]), values.dtype) @ values
 
     @staticmethod
-    def backward(  # type: ignore[override]  # autograd.Function declares *args
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
-        matrix = _matrix(*ctx.saved_tensors, ctx.shape, grad.dtype)  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        indptr, index, sign = ctx.saved_tensors
+        matrix = _matrix(indptr, index, sign, ctx.shape, grad.dtype)
         return matrix.to_sparse_coo().t().to_sparse_csr() @ grad, None, None, None, None
 
 
@@ -139,9 +139,8 @@ class RandomBinaryModule(nn.Module):
         values = values.permute(1, 2, 3, 0)
         if network.constant:
             values = torch.cat([values, values.new_ones(1, *values.shape[1:])])
-        for layer in self.layers:
-            values = layer(values)
-            unit = layer.layer.unit
-            if unit != 1:
-                values = values / unit
+        for module, layer in zip(self.layers, network.layers, strict=True):
+            values = module(values)
+            if layer.unit != 1:
+                values = values / layer.unit
         return values.permute(3, 0, 1, 2).reshape(len(x), *self.output_shape)

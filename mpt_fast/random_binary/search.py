@@ -265,6 +265,9 @@ def _sorted(parts: list[Edges]) -> Edges:
     if not parts:
         none = np.zeros(0, np.int64)
         return Edges(none, none, none, np.zeros(0, np.bool_))
-    edges = Edges(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    order = np.lexsort((edges.source, edges.tap, edges.out))
-    return Edges(*(column[order] for column in edges))
+    out, tap, source = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("out", "tap", "source")
+    )
+    negative = np.concatenate([part.negative for part in parts])
+    order = np.lexsort((source, tap, out))
+    return Edges(out[order], tap[order], source[order], negative[order])
