@@ -73,6 +73,7 @@ class PackedModel(nn.Module):
     def _run(self, stage: EngineStage, x: object, batch: int) -> Tensor:
         assert isinstance(x, Tensor)
         program = stage.program
+        x = x if x.is_floating_point() else x.float()  # a comparison that ran in PyTorch
         if stage not in self._engines:
             return run_reference(program, x.reshape(batch, *program.input))
         x = x.contiguous().reshape(batch, *program.input_shape)

@@ -147,3 +147,19 @@ def test_small_batches_across_segments(batch: int, backend: str) -> None:
     model, _ = CASES["residual"]
     packed = mpt.pack(randomise(model), torch.randn(1, 3, 6, 6), backend=backend)
     assert_same(packed, model, torch.randn(batch, 3, 6, 6))
+
+
+def test_a_comparison_in_torch_feeds_the_engine(backend: str) -> None:
+    class Compared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(3, 4), conv(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b((self.a(x) > 0.25) + 0.5)
+
+    model = Compared()
+    x = torch.randn(5, 3, 6, 6)
+    packed = mpt.pack(model, x, backend=backend)
+    assert unsupported(packed) == [("gt", "gt")]
+    assert_same(packed, model, x)

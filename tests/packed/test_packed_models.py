@@ -94,3 +94,28 @@ def test_train_mode_is_packed_as_eval_and_left_alone(backend: str) -> None:
     check(model, torch.randn(4, 3, 8, 8), backend)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_channels_last_models_and_images(backend: str) -> None:
+    model = models.conv2(
+        activation="binary", bn="affine", width=0.1, image_size=8, config=LAYERWISE
+    )
+    model = randomise(model).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    check(model, x, backend)
+
+
+@pytest.mark.parametrize("activation", ["relu", "binary"])
+def test_fine_tuned_tickets(activation: str, backend: str) -> None:
+    """The mask stays, signs and gain follow the weights."""
+    model = models.conv2(activation=activation, bn="affine", width=0.1, image_size=8)
+    mpt.selection.finetune(model)
+    with torch.no_grad():
+        for layer in mpt.selection.ticket_layers(model).values():
+            layer.weight.normal_()
+    check(randomise(model), torch.randn(4, 3, 8, 8), backend)
+
+
+def test_half_precision_parameters(backend: str) -> None:
+    model = randomise(models.conv2(activation="binary", bn="affine", width=0.1, config=None))
+    check(model.to(torch.bfloat16), torch.randn(4, 3, 32, 32), backend)
