@@ -90,6 +90,7 @@ CASES: dict[str, tuple[nn.Module, list[tuple[str, str]]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CASES)
 def test_unsupported_parts_run_and_are_named(name: str, backend: str, tmp_path: Path) -> None:
     model, names = CASES[name]
