@@ -86,7 +86,7 @@ class _RandomLayer(nn.Module):
             ].reshape(values.shape[0], -1)
             edges = (getattr(self, f"{name}{number}") for name in ("indptr", "index", "sign"))
             result = result + _Product.apply(seen, *edges, layer.used.size)
-        result = result.view(-1, height, width, values.shape[-1])
+        result = result.view(layer.used.size, height, width, values.shape[-1])
         return result.relu() if layer.relu else result
 
     def extra_repr(self) -> str:

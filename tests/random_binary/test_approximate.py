@@ -1,0 +1,440 @@
+"""The construction: exact identity, legal masks, certified error, failure, uniformity."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from random_binary_cases import Residual, ball, conv_net, exact_mlp, integer_mlp, mlp
+from torch import nn
+
+from mpt_fast import random_binary
+from mpt_fast.random_binary import MaskNotFound, TargetError, approximate, signs
+from mpt_fast.random_binary.check import observe
+
+DIMS = [6, 8, 8, 3]
+
+
+def _errors(found, net, x):
+    with torch.no_grad():
+        return (found.module(x) - net(x)).flatten(1).norm(dim=1)
+
+
+# 1. Exact identity
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dims", [[4, 3], [4, 5, 3], DIMS])
+def test_outputs_equal_the_integer_network(dims, bias):
+    net = mlp(dims, seed=len(dims), bias=bias)
+    found = approximate(net, 10.0, 14, bits=8, seed=3)
+    x = np.random.default_rng(0).integers(-60, 61, (40, dims[0]))
+    got = found.integers(x)
+    assert got.dtype == np.int64
+    assert (got == exact_mlp(net, 8, x)).all()
+    assert np.abs(got).max() > 0
+
+
+def test_python_integers_take_over_where_int64_overflows():
+    net = mlp([4, 6, 6, 6, 2], norm=2.0)
+    found = approximate(net, 1e-8, 16, bits=34)
+    x = np.random.default_rng(0).integers(-(2**40), 2**40, (5, 4))
+    got = found.integers(x)
+    assert got.dtype == object
+    assert (got == exact_mlp(net, 34, x)).all()
+    assert max(abs(value) for value in got.ravel()) > 2**63
+
+
+def test_exact_evaluation_takes_integers_of_the_right_shape():
+    found = approximate(mlp([4, 3]), 10.0, 12)
+    with pytest.raises(ValueError, match="integers"):
+        found.integers(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="shape"):
+        found.integers(np.zeros((2, 5), np.int64))
+
+
+# 2. Legal masks
+
+
+def test_weights_are_pruned_and_never_changed():
+    seed = 11
+    net = conv_net()
+    found = approximate(net, 5.0, 12, seed=seed, input_shape=(1, 12, 12))
+    network = found.network
+    assert network.seed == found.seed == seed
+    before, width = np.arange(network.channels + network.constant), network.channels + 1
+    for number, layer in enumerate(network.layers):
+        pixel, neuron = np.divmod(layer.source, before.size)
+        source = pixel * width + before[neuron]
+        drawn = signs.signs(seed, number, layer.used[layer.out], layer.tap, source)
+        assert (layer.sign == drawn).all()
+        edges = np.stack([layer.out, layer.tap, source])
+        assert np.unique(edges, axis=1).shape == edges.shape  # the mask is 0 or 1
+        assert (layer.used < layer.width).all()
+        assert (source < layer.sources).all()
+        before, width = layer.used, layer.width
+
+
+def test_the_target_does_not_reach_the_drawn_signs():
+    """Two targets of one shape: where both keep an edge, it has the same sign."""
+    kept = []
+    for seed in (0, 1):
+        found = approximate(integer_mlp([4, 5, 3], 5, seed), 10.0, 12, bits=5, seed=2)
+        layer = found.network.layers[3]
+        out, source = layer.used[layer.out], found.network.layers[2].used[layer.source]
+        kept.append(dict(zip(zip(out, source, strict=True), layer.sign, strict=True)))
+    shared = kept[0].keys() & kept[1].keys()
+    assert len(shared) > 10
+    assert all(kept[0][edge] == kept[1][edge] for edge in shared)
+
+
+def test_seeds_give_different_networks():
+    net = mlp([4, 5, 3])
+    first, second = (approximate(net, 0.5, 12, seed=seed).network for seed in (0, 1))
+    again = approximate(net, 0.5, 12, seed=0).network
+    assert all(
+        np.array_equal(a.out, b.out) for a, b in zip(first.layers, again.layers, strict=True)
+    )
+    assert not np.array_equal(first.layers[2].source, second.layers[2].source)
+
+
+# 3. The certified error
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_error_stays_below_the_certificate(bias):
+    net = mlp(DIMS, bias=bias)
+    found = approximate(net, 0.05, 14)
+    assert found.certificate <= 0.05
+    seen = observe(found, net, points=2000, steps=30)
+    assert 0 < seen.random <= found.certificate
+    assert 0 < seen.vertices <= found.certificate
+    assert max(seen.random, seen.vertices) <= seen.ascent <= found.certificate
+    assert seen.largest == seen.ascent
+
+
+def test_vertices_and_random_points_by_hand():
+    net = mlp(DIMS, bias=True)
+    found = approximate(net, 0.02, 14, radius=3.0)
+    vertices = 3.0 * torch.cat([torch.eye(6), -torch.eye(6)]).double()
+    x = torch.cat([vertices, ball(1000, [6], 3.0), 0 * ball(1, [6])])
+    assert _errors(found, net, x).max() <= found.certificate <= 0.02
+
+
+def test_error_and_certificate_halve_with_every_bit():
+    net = mlp(DIMS)
+    x = ball(2000, [6])
+    found = [approximate(net, 10.0, 14, bits=bits) for bits in range(4, 13)]
+    bounds = np.array([f.certificate for f in found])
+    formulas = np.array([f.report.formula for f in found])
+    errors = np.array([float(_errors(f, net, x).max()) for f in found])
+    assert (errors <= bounds).all()
+    assert (bounds <= formulas).all()
+    assert (np.diff(bounds) < 0).all()
+    # eta halves exactly, its second-order terms a little faster; a rounding is at random.
+    np.testing.assert_allclose(formulas[1:] / formulas[:-1], 0.5, atol=0.06)
+    assert 0.45 < (bounds[-1] / bounds[0]) ** (1 / 8) < 0.55
+    assert 0.4 < (errors[-1] / errors[0]) ** (1 / 8) < 0.6
+
+
+def test_formula_is_the_theorems():
+    """E(p) = sum_l eta sqrt(n_l n_(l-1)) prod_(k<l) ||W_k|| prod_(k>l) (||W_k|| + ...)."""
+    net = mlp(DIMS)
+    found = approximate(net, 0.05, 14, bits=8)
+    weights = [layer.weight.detach().numpy() for layer in net if isinstance(layer, nn.Linear)]
+    norms = [np.linalg.norm(w, 2) for w in weights]
+    rounding = [2.0**-9 * np.sqrt(w.size) for w in weights]
+    expected = sum(
+        rounding[k]
+        * np.prod(norms[:k])
+        * np.prod([n + e for n, e in zip(norms[k + 1 :], rounding[k + 1 :], strict=True)])
+        for k in range(3)
+    )
+    assert found.report.formula == pytest.approx(expected, rel=1e-6)
+
+
+def test_fewest_bits_are_chosen():
+    net = mlp(DIMS)
+    found = approximate(net, 0.05, 14)
+    with pytest.raises(TargetError, match="leave bits out"):
+        approximate(net, 0.05, 14, bits=found.report.bits - 1)
+
+
+# 4. Failure
+
+
+def test_too_little_redundancy_is_refused_with_a_remedy():
+    net = mlp([4, 5, 3])
+    for redundancy in (1, 2):
+        with pytest.raises(MaskNotFound, match="try redundancy") as caught:
+            approximate(net, 0.1, redundancy)
+        assert caught.value.redundancy == redundancy
+        assert f"try redundancy {caught.value.suggestion}" in str(caught.value)
+    approximate(net, 0.1, caught.value.suggestion)
+
+
+def test_search_fails_and_succeeds_as_often_as_it_should():
+    """Dims 4-5-3, p = 6, dense integer targets: 30 networks each (specified: 0, 1, 26, 30)."""
+    net = integer_mlp([4, 5, 3], 6)
+    x = np.random.default_rng(0).integers(-9, 10, (8, 4))
+    wanted = exact_mlp(net, 6, x)
+    found = dict.fromkeys((5, 8, 12), 0)
+    for redundancy in found:
+        for seed in range(30):
+            try:
+                result = approximate(net, 10.0, redundancy, seed, bits=6)
+            except MaskNotFound:
+                continue
+            found[redundancy] += 1
+            assert (result.integers(x) == wanted).all()  # never a wrong mask
+    assert found[5] <= 2
+    assert 18 <= found[8] <= 30
+    assert found[12] == 30
+
+
+def test_expected_success_agrees_with_what_happens():
+    net = integer_mlp([4, 5, 3], 6, seed=5)
+    for redundancy in (7, 8, 9):
+        hits, expected = 0, 0.0
+        for seed in range(60):
+            try:
+                expected = approximate(net, 10.0, redundancy, seed, bits=6).report.expected_success
+                hits += 1
+            except MaskNotFound:
+                pass
+        # Four standard deviations of 60 draws, and the model's own neglect of correlations.
+        assert abs(hits / 60 - expected) < 4 * np.sqrt(0.25 / 60)
+
+
+# 5. One network, many targets
+
+
+def test_one_network_serves_many_targets():
+    x = np.random.default_rng(1).integers(-20, 21, (8, 4))
+    shapes = set()
+    for seed in range(12):
+        net = integer_mlp([4, 5, 3], 6, seed)
+        found = approximate(net, 10.0, 14, seed=99, bits=6)
+        assert (found.integers(x) == exact_mlp(net, 6, x)).all()
+        shapes.add(tuple((layer.width, layer.sources) for layer in found.network.layers))
+    assert len(shapes) == 1
+
+
+# 6. Special weights
+
+
+def _check(net, p=6, n=4):
+    found = approximate(net, 1e3, 14, bits=p)
+    x = np.random.default_rng(0).integers(-9, 10, (16, n))
+    assert (found.integers(x) == exact_mlp(net, p, x)).all()
+    xt = torch.from_numpy(x).double()
+    assert _errors(found, net, xt / xt.norm(dim=1, keepdim=True)).max() <= found.certificate + 1e-12
+    return found
+
+
+@pytest.mark.parametrize("case", ["large", "zero rows", "zero column", "ones", "negative", "zero"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_special_weights(case, bias):
+    net = mlp([4, 5, 3], bias=bias)
+    first, last = net[0], net[2]
+    with torch.no_grad():
+        if case == "large":
+            first.weight *= 9.7
+            last.weight *= 3.1
+        elif case == "zero rows":
+            first.weight[1:3] = 0
+            last.weight[0] = 0
+            if bias:
+                first.bias[1:3] = 0
+        elif case == "zero column":
+            first.weight[:, 2] = 0
+            last.weight[:, 1] = 0
+        elif case == "ones":
+            first.weight.copy_(first.weight.sign())
+            last.weight.copy_(last.weight.sign())
+        elif case == "negative":
+            first.weight.copy_(-first.weight.abs())
+            last.weight.copy_(-last.weight.abs())
+        else:
+            for parameter in net.parameters():
+                parameter.zero_()
+    found = _check(net)
+    if case == "ones" and not bias:
+        assert found.certificate == 0.0  # N = +-2**p is exact
+
+
+def test_one_layer_and_a_relu_on_the_output():
+    _check(mlp([4, 3], bias=True))
+    _check(nn.Sequential(*mlp([4, 5, 3]), nn.ReLU()))
+
+
+# 7. The sweep
+
+
+def test_every_kept_neuron_is_used_and_the_sweep_changes_nothing():
+    net = mlp(DIMS)
+    found = approximate(net, 0.05, 14)
+    layers = found.network.layers
+    for layer, following in itertools.pairwise(layers):
+        assert np.array_equal(np.unique(following.source), np.arange(layer.used.size))
+        assert layer.used.size < layer.width / 2
+        assert np.array_equal(np.unique(layer.out), np.arange(layer.used.size))
+    # Kept edges with the signs of the whole network, as a dense product over all of its neurons.
+    x = np.random.default_rng(0).integers(-9, 10, (8, 6))
+    values, before = x.T, np.arange(6)
+    for number, layer in enumerate(layers):
+        dense = np.zeros((layer.width, layer.sources), np.int64)
+        rows, columns = layer.used[layer.out], before[layer.source]
+        dense[rows, columns] = signs.signs(0, number, rows, layer.tap, columns)
+        values = dense @ values
+        values = np.maximum(values, 0) if layer.relu else values
+        before = layer.used
+    assert (found.integers(x) == values.T).all()
+
+
+# Convolutions, skips, pools
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "epsilon"),
+    [
+        (conv_net(), (1, 12, 12), 0.5),
+        (Residual().double().eval(), (1, 6, 6), 2.0),
+        (nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1)),
+         (2, 7, 6), 0.5),
+        (nn.Sequential(nn.Conv2d(1, 2, 2, padding=0), nn.ReLU(), nn.Conv2d(2, 2, (1, 3),
+         dilation=(1, 2), padding=(0, 2))), (1, 5, 6), 0.5),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.AvgPool2d(2, 1), nn.ReLU(), nn.Flatten(),
+         nn.Linear(8, 2)), (1, 8, 8), 0.5),
+    ],
+    ids=["conv", "residual", "stride", "even and dilated", "signed pool"],
+)  # fmt: skip
+def test_maps(net, shape, epsilon):
+    net = net.double().eval()
+    before = copy.deepcopy(net.state_dict())
+    found = approximate(net, epsilon, 14, input_shape=shape)
+    assert found.certificate <= epsilon
+    x = torch.cat([ball(24, shape), torch.zeros(1, *shape)])
+    errors = _errors(found, net, x)
+    assert 0 < errors.max() <= found.certificate
+    assert found.module(x).shape == net(x).shape
+    # Three times the bits must leave an error no larger than the rounding of float64.
+    fine = approximate(net, 1e-9, 16, input_shape=shape)
+    assert _errors(fine, net, x).max() < 1e-9
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_exact_conv_against_torch():
+    """Integers through maps equal the quantised network in float64, which is exact here."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(3, 2, 3, stride=2, padding=1, bias=False),
+    ).double()
+    quantised = copy.deepcopy(net)
+    with torch.no_grad():
+        for layer in (quantised[0], quantised[2]):
+            layer.weight.copy_((layer.weight * 16).round())
+    found = approximate(net, 100.0, 14, bits=4, input_shape=(2, 7, 8))
+    assert found.report.depth == 13
+    x = torch.randint(-9, 10, (5, 2, 7, 8))
+    wanted = quantised(x.double()).detach().numpy()
+    assert (found.integers(x.numpy()) == wanted).all()
+
+
+def test_lenet_layer_shapes_follow_the_theorem():
+    found = approximate(mlp(DIMS), 0.05, 24, bits=8)
+    report = found.report
+    assert (report.depth, report.width, report.edges_drawn) == (31, 672, 7_319_664)
+    assert report.edges_kept < 30_414  # without the sweep
+    assert report.scale == 2.0**-24
+    assert (report.theorem.bits, report.theorem.depth) == (9, 34)
+    assert report.theorem.applies
+    assert report.theorem.width == 4 * 8 * report.theorem.redundancy
+    assert sum(layer.kept for layer in report.layers) == report.edges_kept
+
+
+# What is refused
+
+
+class _Silu(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Sigmoid(), "1 .Sigmoid"),
+        (_Silu(), "silu"),
+        (nn.LayerNorm(4), "LayerNorm"),
+    ],
+)
+def test_other_operations_are_refused_by_name(layer, message):
+    with pytest.raises(TargetError, match=message):
+        approximate(nn.Sequential(nn.Linear(4, 4), layer), 0.1)
+
+
+def test_signed_max_pools_and_padded_windows_are_refused():
+    for net, message in (
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2)), "put the ReLU before"),
+        (nn.Sequential(nn.Conv2d(1, 2, 1, padding=1), nn.ReLU()), "padding"),
+        (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), "ceil_mode"),
+        (nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False)), "count_include_pad"),
+    ):
+        with pytest.raises(TargetError, match=message):
+            approximate(net, 1.0, input_shape=(1, 5, 5))
+
+
+class _Crossing(nn.Module):
+    """A skip past a change of size whose own branch changes the size later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 2, 3, stride=2, padding=1)
+        self.b = nn.Conv2d(2, 2, 3, stride=2, padding=1)
+        self.skip = nn.Conv2d(1, 2, 1, stride=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x))) + self.skip(x)
+
+
+def test_a_skip_past_a_change_of_size_is_refused():
+    with pytest.raises(TargetError, match="skip"):
+        approximate(_Crossing(), 1.0, input_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": float("nan")}, "epsilon"),
+        ({"epsilon": 1e-30}, "larger epsilon"),
+        ({"epsilon": 1.0, "redundancy": 0}, "redundancy"),
+        ({"epsilon": 1.0, "seed": -1}, "seed"),
+        ({"epsilon": 1.0, "radius": -1.0}, "radius"),
+        ({"epsilon": 1.0, "bits": 99}, "bits"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        approximate(mlp([4, 3], bias=True), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_convolution_needs_its_input_shape():
+    with pytest.raises(TargetError, match="input_shape"):
+        approximate(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), 1.0)
+
+
+def test_redundancy_is_chosen_and_progress_told():
+    told = []
+    found = approximate(mlp(DIMS), 0.05, progress=lambda *step: told.append(step))
+    assert 8 < found.report.redundancy < found.report.theorem.redundancy
+    done = [step for step, _, _ in told]
+    assert done == sorted(done)
+    assert {total for _, total, _ in told} == {2 * found.report.depth}
+    assert random_binary.approximate is approximate
