@@ -211,11 +211,12 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
     t.class_count = t.column_class_count * int64_t(rows_.classes.size());
     t.words = words;
     t.groups_of_lanes = active;
-    // All output channels pass over a short run of pixels whose input stays in the L1 cache.
+    // All output channels pass over a short run of pixels whose input stays in the L1 cache, but not
+    // over fewer than four vectors: each visit of a channel costs some mispredicted branches.
     const int64_t lines = g.group_channels * g.kernel_h;
     const int64_t halo = (g.kernel_w - 1) * g.dilation[1] * t.input.pixel_bytes;
     const int64_t per_line = kL1Budget / lines - halo;
-    t.block_vectors = std::max<int64_t>(2, per_line / (kernels.vector_words * 8));
+    t.block_vectors = std::max<int64_t>(4, per_line / (kernels.vector_words * 8));
 
     const auto kernel = output.kind == Kind::kBits ? kernels.bit_conv_sign : kernels.bit_conv_sums;
     const int64_t outputs = g.output.channels;
