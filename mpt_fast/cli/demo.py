@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpt_fast.cli import runs
-from mpt_fast.cli.options import DataRoot, Debug, Json, Seed, Threads, output
+from mpt_fast.cli.options import DataRoot, Debug, Json, Seed, output
 from mpt_fast.cli.output import Output, table
 from mpt_fast.report import text, write_text
 
@@ -40,7 +40,9 @@ def command(
     ] = 10.0,
     seed: Seed = 0,
     data_root: DataRoot = None,
-    threads: Threads = None,
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, help="CPU threads for training and for timing.")
+    ] = 1,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

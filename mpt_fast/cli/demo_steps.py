@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import mpt_fast as mpt
 from mpt_fast import runtime
 from mpt_fast.cli import images as pictures
 from mpt_fast.cli import runs
-from mpt_fast.measure import baselines, interleave
+from mpt_fast.measure import AccelerationRate, baselines, interleave
 from mpt_fast.nn import MPTConv2d, TicketLayer
 from mpt_fast.report import demo as page
 from mpt_fast.report import text
@@ -160,21 +161,29 @@ def network(
         kernel_rate=rate.kernel_rate if rate else None,
         weight_rate=rate.weight_rate if rate else None,
         speed=speed,
-        empty_kernels=[(layer.name, layer.zero_fraction) for layer in rate.layers] if rate else [],
+        empty_kernels=_empty_kernels(rate) if rate else [],
         disagreements=ticket.disagreements if ticket else None,
     )
+
+
+def _empty_kernels(rate: AccelerationRate) -> list[tuple[str, float]]:
+    """Layers counted by kind: the tickets' layouts differ, so their modules' names do too."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for layer in rate.layers:
+        seen[layer.kind] += 1
+        rows.append((f"{layer.kind} {seen[layer.kind]}", layer.zero_fraction))
+    return rows
 
 
 def kernels(model: torch.nn.Module) -> tuple[str, list[Any]]:
     """Name and first kernels [n][h][w] of -1, 0, +1 of the second convolution."""
     convolutions = [
-        (name, layer)
-        for name, layer in ticket_layers(model).items()
-        if isinstance(layer, MPTConv2d)
+        layer for layer in ticket_layers(model).values() if isinstance(layer, MPTConv2d)
     ]
-    name, layer = convolutions[min(1, len(convolutions) - 1)]
-    codes = layer.sign_code().contiguous().flatten(0, 1)[:_KERNELS]
-    return name, codes.tolist()
+    number = min(2, len(convolutions))
+    codes = convolutions[number - 1].sign_code().contiguous().flatten(0, 1)[:_KERNELS]
+    return f"conv {number}", codes.tolist()
 
 
 def examples(model: runtime.Model, dataset: Dataset, folder: Path) -> list[page.Example]:
