@@ -78,6 +78,7 @@ def approximate(
             f"{layer.kind} of {layer.name}); try redundancy {better}",
             r,
             better,
+            predict.expected_success(plan),
         )
     network = make_network(plan, found.edges, seed)
     report = _report(network, plan, steps, certificate, found, epsilon, radius)

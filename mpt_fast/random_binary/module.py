@@ -128,10 +128,11 @@ class RandomBinaryModule(nn.Module):
                 f"input is {x.dtype} {list(x.shape)}; this network takes floats "
                 f"{['N', *self.input_shape]}"
             )
+        if not len(x):
+            return x.new_empty((0, *self.output_shape))
         neurons = max(layer.used.size * math.prod(layer.out_size) for layer in self.network.layers)
         step = max(1, _BYTES // (8 * neurons))
-        parts = [self._evaluate(part) for part in x.split(step)] if len(x) else [self._evaluate(x)]
-        return torch.cat(parts).to(x.dtype)
+        return torch.cat([self._evaluate(part) for part in x.split(step)]).to(x.dtype)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         network = self.network

@@ -25,13 +25,17 @@ Progress = Callable[[int, int, str], None]
 class MaskNotFound(RuntimeError):  # noqa: N818 - says what happened, as FileNotFoundError does
     """This random network has no mask for the target by the greedy search.
 
-    `redundancy` is the one that was tried, `suggestion` one that should do.
+    `redundancy` is the one that was tried, `suggestion` one that should do; `expected_success` is
+    the share of random networks that were expected to have a mask.
     """
 
-    def __init__(self, message: str, redundancy: int, suggestion: int) -> None:
+    def __init__(
+        self, message: str, redundancy: int, suggestion: int, expected_success: float
+    ) -> None:
         super().__init__(message)
         self.redundancy = redundancy
         self.suggestion = suggestion
+        self.expected_success = expected_success
 
 
 class Edges(NamedTuple):

@@ -1,0 +1,1 @@
+"""Studies: scripts that write a table and the numbers behind it."""
