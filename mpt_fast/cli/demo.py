@@ -87,7 +87,7 @@ def command(
         threads=number,
         seconds=time.perf_counter() - start,
         command=runs.command_line(),
-        machine={name: str(value) for name, value in machine().items()},
+        machine=steps.described(machine()),
         networks=[
             steps.network(role, results[role], tickets.get(role), speeds[role], dataset)
             for role in page.ROLES
@@ -106,10 +106,12 @@ def _show(shown: Output, demo: Demo, data: dict[str, Any], report: Path) -> None
     from mpt_fast.report.demo import table as comparison
 
     compared = comparison(demo)
+    header = ["\n".join(name.rsplit(" ", 1)) for name in compared.header]  # fits 80 columns
     shown.result(
         {**data, "report": str(report)},
         "",
-        table(compared.header, compared.rows, compared.caption, compared.strong),
+        f"[bold]{compared.caption}[/bold]",
+        table(header, compared.rows, strong=compared.strong),
     )
     folder = report.parent
     shown.say(f"Took {text.duration(demo.seconds)}. The report: {report}")

@@ -109,6 +109,14 @@ def pack(recipe: Recipe, result: Result, dataset: Dataset, file: Path, threads: 
     return Ticket(file, model, int(differ.sum()))
 
 
+def described(machine: Mapping[str, Any]) -> dict[str, str]:
+    """`measure.machine()` as words."""
+    return {
+        name.replace("_", " "): " ".join(value) if isinstance(value, list | tuple) else str(value)
+        for name, value in machine.items()
+    }
+
+
 def inputs(dataset: Dataset, count: int | None = None) -> torch.Tensor:
     """The first test images as networks are fed them, repeated where `count` exceeds them."""
     total = len(dataset.test)

@@ -396,8 +396,8 @@ def _inside(demo: Demo) -> Section:
                         f"The first {len(codes)} kernels of {demo.kernels_layer}",
                         plots.kernels(codes),
                         f"Tiles of {len(codes)} kernels: kept entries are +1 or -1, most are empty",
-                        "Blue is +1, orange is −1, empty is pruned: this is all the binary ticket "
-                        "stores.",
+                        "Blue is +1, orange is −1, empty is pruned: a packed file holds little "
+                        "else.",
                     ),
                 ]
             )
@@ -447,11 +447,11 @@ def _method(demo: Demo) -> Section:
         ),
         Paragraph(
             f"{text.count(demo.train_images)} training and {text.count(demo.test_images)} test "
-            f"images of {channels} × {height} × {width}. Sizes count weights only for fp32 and the "
-            "bound; the packed file holds everything needed to run. The acceleration "
-            "rates count how many times fewer operations remain where empty kernels (Eq. 4 of "
-            "Efficient-MPT) or pruned weights are left out: what is possible, where images per "
-            "second are what was reached."
+            f"images of {channels} × {height} × {width}. The sizes in fp32 and of the bound "
+            "are those of the weights alone; the packed file holds everything needed to run. The "
+            "acceleration rates count how many times fewer operations remain where empty kernels "
+            "(Eq. 4 of Efficient-MPT) or pruned weights are left out: what is possible, where "
+            "images per second are what was reached."
         ),
     ]
     if agreement:
