@@ -2,7 +2,9 @@
 
 An operation's public function takes `backend=None | "reference" | "cpu" | "triton"`. None picks
 the best one that can run on the tensor's device; a name that cannot run raises BackendError. No
-fallback is silent: the automatic choice is logged once per operation.
+fallback is silent: the automatic choice is logged once per operation. Triton's interpreter
+(TRITON_INTERPRET=1) runs the triton backend on CPU tensors where it is named; it is never chosen
+automatically.
 """
 
 import functools
@@ -28,19 +30,22 @@ def triton_available() -> bool:
     """True if Triton is installed and has a GPU driver or the interpreter to run in."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         return True
     import torch
 
     return torch.cuda.is_available()
 
 
+def interpreted() -> bool:
+    """True if kernels run in Triton's interpreter, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def triton() -> ModuleType:
-    """The Triton package; raises BackendError where it cannot run."""
-    if not triton_available():
-        raise BackendError(
-            "the triton backend needs the triton package and a GPU (or TRITON_INTERPRET=1)"
-        )
+    """The Triton package, with or without a GPU; raises BackendError where it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        raise BackendError("the triton backend needs the triton package: pip install 'triton>=3.6'")
     import triton as module
 
     return module
@@ -59,7 +64,7 @@ def choose(operation: str, backend: str | None, device_type: str, supported: Seq
     """
     if backend is None:
         for name in supported:
-            if _runs(name, device_type):
+            if _runs(name, device_type) and not (name == "triton" and device_type != "cuda"):
                 _log_choice(operation, name, device_type)
                 return name
         raise BackendError(f"{operation}: no backend runs on device {device_type!r}")
@@ -86,5 +91,4 @@ def _runs(backend: str, device_type: str) -> bool:
         return True
     if backend == "cpu":
         return device_type == "cpu" and cpu.available()
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return triton_available() and (device_type == "cuda" or interpreted)
+    return triton_available() and (device_type == "cuda" or interpreted())

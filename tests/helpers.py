@@ -1,7 +1,11 @@
 """Shared by the tests: comparison by relative RMS, and the `backend` fixture of suites."""
 
+import importlib.util
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +107,28 @@ def missing_suites(
         for name in names
         if name in runnable and (operation, name) not in ran
     ]
+
+
+def speed_up_the_interpreter() -> None:
+    """Let Triton's interpreter patch its language once, not at every call of every function.
+
+    That is most of its time. The tests compile nothing in this process, so nothing needs the
+    language as it was.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    patch_language = interpreter._patch_lang
+    scopes: dict[frozenset[int], Any] = {}
+
+    def patch_once(function: Any) -> Any:
+        modules = [id(v) for v in function.__globals__.values() if inspect.ismodule(v)]
+        key = frozenset(set(modules) & {id(interpreter.tl), id(interpreter.tl.core)})
+        if key not in scopes:
+            scopes[key] = patch_language(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = patch_once
 
 
 def covers_folder(arguments: Iterable[str], folder: Path, start: Path) -> bool:

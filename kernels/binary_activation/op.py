@@ -4,8 +4,9 @@ The gradient is the derivative of the piecewise quadratic that approximates the 
 dL/dx = dL/dy * 2 (1 - abs(x)) for abs(x) <= 1, else 0. Any shape, floating dtype, memory format
 kept.
 
-Backends: "reference", "cpu" (C++, one pass each way; float32 and bfloat16, other dtypes run the
-reference). In bfloat16 the engine rounds the gradient once, the reference after each operation.
+Backends: "reference", "triton" and "cpu" (C++; float32 and bfloat16, other dtypes run the
+reference), both one pass each way. In narrow dtypes they round the gradient once, the reference
+after each operation.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.binary_activation import reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 _ENGINE_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -33,7 +34,14 @@ def binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
 
 @torch.library.custom_op("mpt_fast::binary_activation", mutates_args=())
 def _binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
-    if _engine_takes(x, backend):
+    chosen = choose("binary_activation", backend, x.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.binary_activation import triton
+
+        out = torch.empty_like(x)
+        triton.binary_activation_fwd(_flat(x, out), _flat(out, out))
+        return out
+    if chosen == "cpu" and x.dtype in _ENGINE_DTYPES:
         out = torch.empty_like(x)
         x, buffer = _flat(x, out), _flat(out, out)
         cpu.engine().binary_activation(_array(x), _array(buffer), torch.get_num_threads())
@@ -48,7 +56,15 @@ def _(x: Tensor, backend: str | None = None) -> Tensor:
 
 @torch.library.custom_op("mpt_fast::binary_activation_backward", mutates_args=())
 def _binary_activation_backward(grad: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
-    if _engine_takes(x, backend) and grad.dtype == x.dtype:
+    chosen = choose("binary_activation", backend, x.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.binary_activation import triton
+
+        out = torch.empty_like(x)
+        grad = _flat(grad.to(x.dtype), out)
+        triton.binary_activation_bwd(grad, _flat(x, out), _flat(out, out))
+        return out
+    if chosen == "cpu" and x.dtype in _ENGINE_DTYPES and grad.dtype == x.dtype:
         out = torch.empty_like(x)
         grad, x, buffer = _flat(grad, out), _flat(x, out), _flat(out, out)
         cpu.engine().binary_activation_backward(
@@ -76,11 +92,6 @@ class BinaryActivationFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return _binary_activation_backward(grad, x, ctx.backend), None
-
-
-def _engine_takes(x: Tensor, backend: str | None) -> bool:
-    chosen = choose("binary_activation", backend, x.device.type, BACKENDS)
-    return chosen == "cpu" and x.dtype in _ENGINE_DTYPES
 
 
 def _flat(tensor: Tensor, out: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from mpt_fast.kernels.geometry import check_tensor
 from mpt_fast.kernels.interop import as_array
 from mpt_fast.kernels.pack_bits import reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 _PACKABLE = (
     torch.float32,
@@ -43,18 +43,28 @@ def _check_dim(dim: int, rank: int) -> int:
 def _choose(operation: str, dtype: torch.dtype, backend: str | None, device_type: str) -> str:
     if dtype in _ENGINE_DTYPES:
         return choose(operation, backend, device_type, BACKENDS)
-    return choose(f"{operation} ({dtype})", backend, device_type, ("reference",))
+    return choose(f"{operation} ({dtype})", backend, device_type, ("triton", "reference"))
 
 
 @torch.library.custom_op("mpt_fast::pack_bits", mutates_args=())
 def _pack_bits(x: Tensor, dim: int, backend: str | None = None) -> Tensor:
     check_tensor(x, "x", _PACKABLE)
     dim = _check_dim(dim, x.dim())
-    if _choose("pack_bits", x.dtype, backend, x.device.type) == "cpu":
-        before, length, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
+    chosen = _choose("pack_bits", x.dtype, backend, x.device.type)
+    before, length, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
+    if chosen == "triton":
+        from mpt_fast.kernels.pack_bits import triton
+
+        shape = (*before, *after, reference.word_count(length))
+        planes = torch.empty(shape, dtype=torch.int64, device=x.device)
+        rows = x.detach().contiguous().view(math.prod(before), length, math.prod(after))
+        halves = 2 * planes.shape[-1]
+        triton.pack_bits(rows, planes.view(torch.int32).view(len(rows), rows.shape[2], halves))
+        return planes
+    if chosen == "cpu":
         blocks = as_array(x).reshape(math.prod(before), length, math.prod(after))
-        planes = cpu.engine().pack_bits(blocks, threads=torch.get_num_threads())
-        return torch.from_numpy(planes).view(*before, *after, reference.word_count(length))
+        packed = cpu.engine().pack_bits(blocks, threads=torch.get_num_threads())
+        return torch.from_numpy(packed).view(*before, *after, reference.word_count(length))
     return reference.pack_bits(x, dim)
 
 
@@ -71,8 +81,17 @@ def _unpack_bits(
     planes: Tensor, length: int, dim: int, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
     dim = _check_unpack(planes, length, dim, dtype)
-    if _choose("unpack_bits", dtype, backend, planes.device.type) == "cpu":
-        before, after, words = planes.shape[:dim], planes.shape[dim:-1], planes.shape[-1]
+    chosen = _choose("unpack_bits", dtype, backend, planes.device.type)
+    before, after, words = planes.shape[:dim], planes.shape[dim:-1], planes.shape[-1]
+    if chosen == "triton":
+        from mpt_fast.kernels.pack_bits import triton
+
+        out = torch.empty((*before, length, *after), dtype=dtype, device=planes.device)
+        rows = out.view(math.prod(before), length, math.prod(after))
+        halves = triton.as_words32(planes)
+        triton.unpack_bits(halves.view(len(rows), rows.shape[2], 2 * words), rows)
+        return out
+    if chosen == "cpu":
         blocks = as_array(planes).reshape(math.prod(before), math.prod(after), words)
         signs = cpu.engine().unpack_bits(
             blocks,
@@ -114,7 +133,7 @@ def pack_bits(x: Tensor, dim: int = 0, backend: str | None = None) -> Tensor:
         x: real or signed integer tensor of at least one dimension, any strides.
         dim: the dimension that is packed. dim=0 of [N, C, H, W] gives [C, H, W, ceil(N/64)]
             (lanes are images); dim=-1 gives [N, C, H, ceil(W/64)] (rows).
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int64 planes: the shape of `x` without `dim`, then the words; see the module's convention.
@@ -140,7 +159,7 @@ def unpack_bits(
         length: elements of the packed dimension; ceil(length / 64) must be the words of `planes`.
         dim: where the packed dimension stands in the result.
         dtype: dtype of the result.
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         Contiguous tensor of +1 and -1 with `length` elements in dimension `dim`.

@@ -10,11 +10,12 @@ index). The result is described by a threshold t and, per tensor, a tie limit:
 Importance under power-propagation is abs(Psi(s)) = abs(s)**p, monotone in abs(s): the power never
 enters. Tensors are read by logical index, so strides and memory format do not change the mask.
 
-Backends: "reference" (concatenate and sort), "cpu" (C++, no sort and no concatenation; float32,
-other dtypes run the reference).
+Backends: "reference" (concatenate and sort), "cpu" (C++) and "triton", both without a sort or a
+concatenation; float32, other dtypes run the reference.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from mpt_fast.kernels.interop import as_array
 from mpt_fast.kernels.layout import in_memory_order_of, is_channels_last, layout_of
 from mpt_fast.kernels.select_topk import reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 
 class EmptiedLayerError(ValueError):
@@ -124,8 +125,10 @@ def threshold_from_quantile(
     if kept == total:
         _check_finite(scores, _join(names))
         return 0.0
-    if _engine_takes("select_topk", [], scores, backend):
-        threshold = _engine_kth_largest(scores, kept + 1)
+    fast = _fast_backend("select_topk", [], scores, backend)
+    if fast is not None:
+        kth_largest = _engine_kth_largest if fast == "cpu" else _kernels().kth_largest
+        threshold = kth_largest(scores, kept + 1)
         if threshold is not None:
             return threshold
     _check_finite(scores, _join(names))
@@ -153,7 +156,12 @@ def _select_topk(
     backend: str | None = None,
 ) -> _Parts:
     kept_total = kept_count(sum(score.numel() for score in scores), sparsity)
-    if _engine_takes("select_topk", weights, scores, backend):
+    fast = _fast_backend("select_topk", weights, scores, backend)
+    if fast == "triton" and kept_total:
+        parts = _kernels().select_topk(weights, scores, kept_total)
+        if parts is not None:
+            return parts
+    elif fast == "cpu":
         rows = _engine_select(weights, scores, kept_total)
         if rows is not None:
             return _parts(rows, weights, scores)
@@ -178,7 +186,12 @@ def _apply_threshold(
                 f"{_name(names, position)} has threshold {cut}; thresholds must be finite and not "
                 "negative: select anew or load a sound checkpoint"
             )
-    if _engine_takes("apply_threshold", weights, scores, backend):
+    fast = _fast_backend("apply_threshold", weights, scores, backend)
+    if fast == "triton":
+        parts = _kernels().apply_threshold(weights, scores, cuts, limits)
+        if parts is not None:
+            return parts
+    elif fast == "cpu":
         rows = _engine_apply(weights, scores, cuts, limits)
         if rows is not None:
             return _parts(rows, weights, scores)
@@ -313,12 +326,21 @@ def _engine_kth_largest(scores: Sequence[Tensor], rank: int) -> float | None:
     return threshold if finite else None
 
 
-def _engine_takes(
+def _fast_backend(
     operation: str, weights: Sequence[Tensor], scores: Sequence[Tensor], backend: str | None
-) -> bool:
+) -> str | None:
+    """ "cpu" or "triton" where it takes these tensors, None where the reference runs."""
     chosen = choose(operation, backend, scores[0].device.type if scores else "cpu", BACKENDS)
     floats = all(tensor.dtype == torch.float32 for tensor in (*weights, *scores))
-    return chosen == "cpu" and floats and any(score.numel() for score in scores)
+    takes = chosen != "reference" and floats and any(score.numel() for score in scores)
+    return chosen if takes else None
+
+
+def _kernels() -> ModuleType:
+    """The Triton kernels, imported where they run."""
+    from mpt_fast.kernels.select_topk import triton
+
+    return triton
 
 
 def _empty_code(weight: Tensor) -> Tensor:

@@ -68,6 +68,13 @@ def test_triton_needs_a_gpu_tensor() -> None:
 def test_the_interpreter_counts_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose("f", "triton", "cpu", ALL) == "triton"
+    assert choose("f", None, "cuda", ALL) == "triton"
+
+
+@pytest.mark.usefixtures("no_engine", "with_triton")
+def test_the_interpreter_is_never_chosen_automatically(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("f", None, "cpu", ALL) == "reference"
 
 
 @pytest.mark.usefixtures("engine", "no_triton")
@@ -110,7 +117,7 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["f on cpu: backend reference", "g on cpu: backend reference"]
 
 
-@pytest.mark.usefixtures("no_triton")
-def test_triton_door_raises_where_it_cannot_run() -> None:
-    with pytest.raises(BackendError, match="needs the triton package and a GPU"):
+def test_triton_door_raises_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match="needs the triton package: pip install"):
         backend.triton()
