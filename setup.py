@@ -5,9 +5,11 @@ are compiled for that instruction set and entered only after a run-time check of
 all other files use the compiler's baseline, so one wheel runs on every machine of its platform.
 """
 
+import functools
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 from setuptools import Extension, find_packages, setup
@@ -16,14 +18,21 @@ from setuptools.command.build_ext import build_ext
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
 ISA_FLAGS = {
-    "_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mavx2",
-                    "-mprefer-vector-width=512"],
+    "_avx512.cpp": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mfma",
+        "-mavx2",
+        "-mprefer-vector-width=512",
+    ],
     "_avx2.cpp": ["-mavx2", "-mfma"],
 }
 
 
 class OptionalBuildExt(build_ext):
-    """Adds per-file instruction-set flags; a failed build leaves the PyTorch path and one warning."""
+    """Adds per-file instruction-set flags; a failed build leaves PyTorch alone and one warning."""
 
     def run(self) -> None:
         try:
@@ -57,6 +66,7 @@ class OptionalBuildExt(build_ext):
             return compile_one(obj, src, suffix, cc_args, postargs, pp_opts)
 
         self.compiler._compile = compile_with_isa
+        self.compiler.compile = functools.partial(compile_in_parallel, self.compiler)
         super().build_extension(ext)
 
     def _give_up(self, error: Exception) -> None:
@@ -67,6 +77,28 @@ class OptionalBuildExt(build_ext):
             "through PyTorch. Install g++ 11 or newer and reinstall to get it.",
             file=sys.stderr,
         )
+
+
+def compile_in_parallel(  # type: ignore[no-untyped-def]
+    compiler, sources, output_dir=None, macros=None, include_dirs=None, debug=0,
+    extra_preargs=None, extra_postargs=None, depends=None,
+):  # fmt: skip
+    """The compiler's own `compile`, which goes file by file, with one file per processor."""
+    macros, objects, extra_postargs, pp_opts, build = compiler._setup_compile(
+        output_dir, macros, include_dirs, sources, depends, extra_postargs
+    )
+    cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
+
+    def compile_object(obj: str) -> None:
+        if obj in build:
+            source, suffix = build[obj]
+            compiler._compile(obj, source, suffix, cc_args, extra_postargs, pp_opts)
+
+    # The largest files first, so that none is left to compile alone at the end.
+    objects_by_size = sorted(objects, key=lambda o: "kernels_" not in o)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_object, objects_by_size))
+    return objects
 
 
 def sources() -> list[str]:
