@@ -51,7 +51,7 @@ class OptionalBuildExt(build_ext):
 
         ext.include_dirs.append(pybind11.get_include())
         sanitize = os.environ.get("MPT_FAST_SANITIZE")
-        extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else []
+        extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else ["-g0"]
         ext.extra_compile_args = FLAGS + extra
         ext.extra_link_args = list(extra)
         if sys.platform != "darwin":
