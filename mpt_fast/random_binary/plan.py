@@ -279,9 +279,11 @@ class _StagePlan:
             chosen = (entries.magnitude >> bit) & 1 == 1
             accumulator, lane = entries.accumulator[chosen], entries.lane[chosen]
             parts = [(base + accumulator, lanes[lane], entries.tap[chosen], False, 1)]
-            started = np.unique(entries.accumulator[entries.magnitude >> (bit + 1) > 0])
+            started = _distinct(
+                entries.accumulator[entries.magnitude >> (bit + 1) > 0], self.accumulators
+            )
             parts.append((base + started, self.lanes + started, centre, False, 2))
-            copied = np.unique(entries.lane[entries.magnitude & ((1 << bit) - 1) > 0])
+            copied = _distinct(entries.lane[entries.magnitude & ((1 << bit) - 1) > 0], self.lanes)
             parts.append((copied, lanes[copied], centre, False, 1))
             return _join(parts)
 
@@ -297,6 +299,13 @@ class _StagePlan:
             there = (accumulator >= 0) & self.filled[accumulator]
             parts.append((out[there], accumulator[there], tap, negative, 1))
         return _join(parts)
+
+
+def _distinct(numbers: Index, below: int) -> Index:
+    """The different ones among `numbers`, ascending."""
+    there = np.zeros(below, np.bool_)
+    there[numbers] = True
+    return np.flatnonzero(there)
 
 
 def _signed(

@@ -153,7 +153,7 @@ def _forward(
     live = np.zeros((layer.bundles, _words(copies)), np.uint64)
     full = np.zeros((1, 8 * live.shape[1]), np.uint8)
     full[0, : math.ceil(copies / 8)] = np.packbits(np.ones(copies, np.bool_), bitorder="little")
-    live[np.unique(demands.out)] = full.view(np.uint64)
+    live[demands.out] = full.view(np.uint64)
     keys = signs.row_keys(signs.layer_key(seed, layer.index), layer.width)
     order = np.argsort(demands.out, kind="stable")
     step = max(1, _CHUNK // copies)
@@ -255,6 +255,8 @@ def _cover(
         pick = np.repeat(popular, np.diff(starts, append=open_.size))
         hit = options[open_, pick] == 1
         served = open_[hit]
+        if not served.size:
+            raise RuntimeError("a live neuron finds no source; report this as a bug of the search")
         instances.append(served)
         picks.append(pick[hit])
         options[served, pick[hit]] = 0
