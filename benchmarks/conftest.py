@@ -9,6 +9,22 @@ import torch
 from mpt_fast.measure import Comparison, compare, machine
 
 
+class Record(Protocol):
+    """Signature of the `record` fixture."""
+
+    def __call__(
+        self,
+        table: str,
+        row: str,
+        column: str,
+        comparison: Comparison,
+        candidate: Callable[[], object],
+        *,
+        baseline_name: str,
+        **facts: Any,
+    ) -> None: ...
+
+
 class Measure(Protocol):
     """Signature of the `measured` fixture."""
 
@@ -37,27 +53,23 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def measured(benchmark: Any, threads: int) -> Measure:
-    """Measures one case into cell (row, column) of a table of RESULTS.md.
+def record(benchmark: Any, threads: int) -> Record:
+    """Records a comparison as cell (row, column) of a table of RESULTS.md.
 
-    `check` runs first and raises on a wrong result: a wrong candidate is never timed. The ratio and
-    its spread go to `extra_info`; pytest-benchmark's own statistics are the candidate's alone.
+    The ratio and its spread go to `extra_info`; pytest-benchmark's own statistics are the
+    candidate's alone.
     """
 
     def run(
         table: str,
         row: str,
         column: str,
+        comparison: Comparison,
         candidate: Callable[[], object],
-        baseline: Callable[[], object],
         *,
-        check: Callable[[], None],
         baseline_name: str,
-        seconds: float = 4.0,
         **facts: Any,
-    ) -> Comparison:
-        check()
-        comparison = compare(candidate, baseline, repeats=50, seconds=seconds)
+    ) -> None:
         benchmark.extra_info.update(
             table=table,
             row=row,
@@ -74,6 +86,32 @@ def measured(benchmark: Any, threads: int) -> Measure:
             **facts,
         )
         benchmark.pedantic(candidate, rounds=5, iterations=1, warmup_rounds=0)
+
+    return run
+
+
+@pytest.fixture
+def measured(record: Record) -> Measure:
+    """Compares two callables and records the result.
+
+    `check` runs first and raises on a wrong result: a wrong candidate is never timed.
+    """
+
+    def run(
+        table: str,
+        row: str,
+        column: str,
+        candidate: Callable[[], object],
+        baseline: Callable[[], object],
+        *,
+        check: Callable[[], None],
+        baseline_name: str,
+        seconds: float = 4.0,
+        **facts: Any,
+    ) -> Comparison:
+        check()
+        comparison = compare(candidate, baseline, repeats=50, seconds=seconds)
+        record(table, row, column, comparison, candidate, baseline_name=baseline_name, **facts)
         return comparison
 
     return run
