@@ -1,6 +1,7 @@
 """The package imports from outside the checkout, installed as a wheel and editable."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -40,7 +41,10 @@ def test_kernels_is_not_a_top_level_package() -> None:
 @pytest.mark.slow
 def test_wheel_imports_from_elsewhere(tmp_path: Path) -> None:
     # --no-build-isolation: setuptools and pybind11 come from this environment, not from an index.
-    # The build folder is shared with `make`, so objects that are up to date are not compiled again.
+    # Objects under build/ that are up to date are not compiled again; build/lib would bring files
+    # that no longer exist into the wheel.
+    for stale in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(stale)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
          "--wheel-dir", str(tmp_path), str(ROOT)],
