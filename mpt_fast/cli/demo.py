@@ -69,7 +69,9 @@ def command(
     shown.say("Packing, saving, reloading, comparing with eager PyTorch in float64 ...")
     with shown.busy("Packing"):
         tickets = {
-            role: steps.pack(recipes[role], results[role], dataset, out / f"{role}.mpt", number)
+            role: steps.pack(
+                recipes[role], results[role], dataset, out / f"{role}.mpt", number, shown
+            )
             for role in page.TICKETS
         }
     shown.say("Timing all four, alternating in one process ...")

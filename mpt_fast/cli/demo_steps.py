@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import mpt_fast as mpt
-from mpt_fast import runtime
 from mpt_fast.cli import images as pictures
 from mpt_fast.cli import runs
+from mpt_fast.kernels import cpu
 from mpt_fast.measure import AccelerationRate, baselines, interleave
 from mpt_fast.nn import MPTConv2d, TicketLayer
 from mpt_fast.report import demo as page
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from mpt_fast.cli.output import Output
+    from mpt_fast.cli.runs import Packed
     from mpt_fast.data import Dataset
 
 _WEIGHTED = (TicketLayer, torch.nn.Conv2d, torch.nn.Linear)
@@ -41,10 +42,11 @@ _ROUNDS = 100
 
 @dataclass(frozen=True)
 class Ticket:
-    """A packed ticket as reloaded from its file."""
+    """A packed ticket as reloaded from its file; `accuracy` is its own, not the eager network's."""
 
     file: Path
-    model: runtime.Model
+    model: Packed
+    accuracy: float
     disagreements: int
 
 
@@ -96,17 +98,20 @@ def _advance(progress: Progress, task: TaskID, row: Mapping[str, Any]) -> None:
     progress.advance(task)
 
 
-def pack(recipe: Recipe, result: Result, dataset: Dataset, file: Path, threads: int) -> Ticket:
-    """Pack into `file`, reload it without PyTorch, and compare with eager PyTorch in float64."""
+def pack(
+    recipe: Recipe, result: Result, dataset: Dataset, file: Path, threads: int, shown: Output
+) -> Ticket:
+    """Pack into `file`, reload it, and compare with eager PyTorch in float64."""
     packed = mpt.pack(result.model.eval(), torch.zeros(1, *dataset.image_shape), threads=threads)
-    packed.save(file, metadata=runs.metadata(recipe, dataset, result.accuracy))
-    model = runtime.load(file, threads=threads)
     images = inputs(dataset)
+    accuracy = float((packed(images).argmax(dim=1) == dataset.test.labels).double().mean())
+    packed.save(file, metadata=runs.metadata(recipe, dataset, accuracy))
+    model = runs.load_packed(file, threads, shown)
     double = copy.deepcopy(result.model).double()
     with torch.inference_mode():
         eager = torch.cat([double(part.double()) for part in images.split(256)])
     differ = model(images.numpy()).argmax(axis=1) != eager.argmax(dim=1).numpy()
-    return Ticket(file, model, int(differ.sum()))
+    return Ticket(file, model, accuracy, int(differ.sum()))
 
 
 def described(machine: Mapping[str, Any]) -> dict[str, str]:
@@ -136,7 +141,8 @@ def speeds(
     calls: dict[str, tuple[str, Callable[[], object]]] = {}
     for role, ticket in tickets.items():
         twin = baselines(results[page.TWINS[role]].model, images, seconds=seconds / 4).best
-        calls[role] = "packed", partial(ticket.model, array)
+        how = "packed" if cpu.available() else "packed, through PyTorch"
+        calls[role] = how, partial(ticket.model, array)
         calls[page.TWINS[role]] = f"eager PyTorch, {twin.setting}", twin
     timings = interleave([call for _, call in calls.values()], repeats=_ROUNDS, seconds=seconds / 2)
     return {
@@ -156,7 +162,7 @@ def network(
     rate = mpt.acceleration_rate(result.model, dataset.image_shape) if ticket else None
     return page.Network(
         role=role,
-        accuracy=result.accuracy,
+        accuracy=ticket.accuracy if ticket else result.accuracy,
         train_seconds=result.seconds,
         epochs=[row["epoch"] for row in rows],
         test_accuracy=[row["test_accuracy"] for row in rows],
@@ -194,7 +200,7 @@ def kernels(model: torch.nn.Module) -> tuple[str, list[Any]]:
     return f"conv {number}", codes.tolist()
 
 
-def examples(model: runtime.Model, dataset: Dataset, folder: Path) -> list[page.Example]:
+def examples(model: Packed, dataset: Dataset, folder: Path) -> list[page.Example]:
     """Answers for a few test images, mistakes first; some images are written as PNG to `folder`."""
     from PIL import Image
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mpt_fast.cli import runs
 from mpt_fast.cli.options import Debug, Json, output
 from mpt_fast.cli.output import table
 from mpt_fast.report import text
@@ -50,10 +51,10 @@ def command(
     """
     import numpy as np
 
-    from mpt_fast import runtime
     from mpt_fast.cli import images as pictures
 
-    model = runtime.load(file, threads=threads)
+    out = output(context)
+    model = runs.load_packed(file, threads, out)
     shape = tuple(model.input_shape)
     if len(shape) != 3:
         raise ValueError(f"{file}: takes input of shape {shape}, not images; use mpt_fast.runtime")
@@ -88,7 +89,6 @@ def command(
                     "top": [{"class": classes[i], "confidence": float(chance[i])} for i in best],
                 }
             )
-    out = output(context)
     if "mean" not in metadata:
         out.note(f"{file} names no mean and std: pixels are fed as they are, 0..1")
     out.result(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mpt_fast.cli.output import Output
     from mpt_fast.data import Dataset
+    from mpt_fast.runtime import Model
     from mpt_fast.training import Recipe
+
+    Packed: TypeAlias = "Model | ThroughPyTorch"
 
 Which = Literal["last", "best"]
 CHECKPOINTS: tuple[Which, ...] = ("last", "best")
@@ -51,6 +57,37 @@ def metadata(recipe: Recipe, dataset: Dataset, accuracy: float | None) -> dict[s
         "accuracy": accuracy,
         "version": __version__,
     }
+
+
+class ThroughPyTorch:
+    """A packed file run by its PyTorch reference, with the face of `runtime.Model`."""
+
+    def __init__(self, file: Path) -> None:
+        import mpt_fast as mpt
+
+        self._packed = mpt.load(file, backend="reference")
+        self.input_shape = self._packed.input_shape
+        self.metadata = self._packed.metadata
+        self.size_report = self._packed.size_report
+
+    def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
+        import torch
+
+        return self._packed(torch.from_numpy(images)).numpy()
+
+
+def load_packed(file: Path, threads: int | None, out: Output) -> Packed:
+    """A packed file, ready for NumPy arrays: on the engine, without PyTorch, where it is built.
+
+    Without the engine it runs through PyTorch, and a note says so.
+    """
+    from mpt_fast import runtime
+    from mpt_fast.kernels import cpu
+
+    if cpu.available():
+        return runtime.load(file, threads=threads)
+    out.note(f"slow path through PyTorch: {cpu.missing_reason()}")
+    return ThroughPyTorch(file)
 
 
 def set_threads(threads: int | None) -> int:

@@ -59,7 +59,8 @@ class Speed:
 class Network:
     """One of the demo's networks, a ticket or a dense twin; shares are of 1, sizes in bytes.
 
-    `speed` is the network as it is deployed: a ticket packed, a twin in eager PyTorch.
+    `accuracy` and `speed` are of the network as it is deployed: a ticket packed, a twin in eager
+    PyTorch.
     `file_bytes`, `bound_bytes`, `kernel_rate`, `weight_rate` and `disagreements` (test images that
     the packed ticket and the eager one in float64 put in different classes) are None for a twin.
     `empty_kernels` are (layer, share of its kernels that kept no weight), none for a twin.
@@ -448,7 +449,8 @@ def _method(demo: Demo) -> Section:
         Paragraph(
             f"{text.count(demo.train_images)} training and {text.count(demo.test_images)} test "
             f"images of {channels} × {height} × {width}. The sizes in fp32 and of the bound "
-            "are those of the weights alone; the packed file holds everything needed to run. The "
+            "are those of the weights alone; the packed file holds everything needed to run, "
+            "and a ticket's accuracy is the packed file's. The "
             "acceleration rates count how many times fewer operations remain where empty kernels "
             "(Eq. 4 of Efficient-MPT) or pruned weights are left out: what is possible, where "
             "images per second are what was reached."

@@ -224,6 +224,20 @@ def test_run_never_imports_torch(shell: Callable, packed_file: Path, tmp_path: P
     assert len(done.json["images"]) == 3
 
 
+def test_run_without_the_engine_goes_through_pytorch_and_says_so(
+    cli: Callable, packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", data.load("digits").test.images[:20].numpy())
+    fast = cli("run", packed_file, tmp_path / "a.npy", "--json")
+    monkeypatch.setattr("mpt_fast.kernels.cpu._module", None)
+    slow = cli("run", packed_file, tmp_path / "a.npy", "--json")
+    assert fast.err == ""
+    assert "slow path through PyTorch: the C++ engine is not installed" in slow.err
+    for one, other in zip(fast.json["images"], slow.json["images"], strict=True):
+        assert one["class"] == other["class"]
+        assert one["confidence"] == pytest.approx(other["confidence"], rel=1e-5)
+
+
 def test_bench_of_a_file_and_of_a_model(cli: Callable, packed_file: Path) -> None:
     common = ["--seconds", "0.1", "--threads", "1", "--json"]
     for target in ([packed_file], ["conv2", "--image", "1x8x8"]):
@@ -266,6 +280,8 @@ def test_demo_end_to_end(cli: Callable, tmp_path: Path) -> None:
     for role in page.TICKETS:
         ticket = report.network(role)
         assert ticket.disagreements == 0
+        again = cli("eval", out / f"{role}.mpt", "--json").json
+        assert ticket.accuracy == pytest.approx(again["accuracy"], rel=1e-12)
         assert ticket.file_bytes == (out / f"{role}.mpt").stat().st_size
         assert ticket.kept == pytest.approx(0.1 * ticket.weights, rel=0.01)
         assert ticket.weights == report.network(page.TWINS[role]).weights
