@@ -193,18 +193,32 @@ def test_search_fails_and_succeeds_as_often_as_it_should():
     assert found[12] == 30
 
 
-def test_expected_success_agrees_with_what_happens():
-    net = integer_mlp([4, 5, 3], 6, seed=5)
-    for redundancy in (7, 8, 9):
-        hits, expected = 0, 0.0
-        for seed in range(60):
-            try:
-                expected = approximate(net, 10.0, redundancy, seed, bits=6).report.expected_success
-                hits += 1
-            except MaskNotFound:
-                pass
-        # Four standard deviations of 60 draws, and the model's own neglect of correlations.
-        assert abs(hits / 60 - expected) < 4 * np.sqrt(0.25 / 60)
+@pytest.mark.parametrize(("dims", "bits"), [([24, 3], 3), ([4, 5, 3], 6)])
+@pytest.mark.parametrize("redundancy", [6, 7, 8])
+def test_expected_success_agrees_with_what_happens(dims, bits, redundancy):
+    net = integer_mlp(dims, bits, seed=1)
+    draws, hits, expected = 40, 0, set()
+    for seed in range(draws):
+        try:
+            found = approximate(net, 10.0, redundancy, seed, bits=bits)
+        except MaskNotFound as missing:
+            expected.add(missing.expected_success)
+        else:
+            hits += 1
+            expected.add(found.report.expected_success)
+    (chance,) = expected  # of the plan, not of the network drawn
+    # Three standard deviations, and a little for bundles that the prediction takes as independent.
+    assert abs(hits / draws - chance) < 3 * np.sqrt(chance * (1 - chance) / draws) + 0.05
+
+
+def test_weights_that_cannot_matter_ask_for_nothing():
+    net = integer_mlp([6, 8, 3], 5)
+    full = approximate(net, 10.0, 12, bits=5)
+    with torch.no_grad():
+        net[2].weight[:, 2:] = 0  # six hidden units that nobody reads
+    less = approximate(net, 10.0, 12, bits=5)
+    assert less.report.looked_at < 0.6 * full.report.looked_at
+    assert less.report.width == full.report.width
 
 
 # 5. One network, many targets

@@ -31,6 +31,12 @@ def test_conv_norm_bounds_every_convolution(kernel, budget, monkeypatch):
             assert bound < 1.4 * exact
 
 
+def test_conv_norm_sees_what_zero_padding_does():
+    """On one pixel this kernel is its centre; on a torus of one pixel it would be its sum, 0."""
+    weight = np.array([[[[-0.5, 1.0, -0.5]]]])
+    assert 1.0 <= bounds.conv_norm(weight, (1, 1)) < 2.1
+
+
 def test_conv_norm_ignores_an_empty_border():
     weight = np.random.default_rng(1).standard_normal((3, 2, 3, 3))
     wide = np.zeros((3, 2, 9, 9))
