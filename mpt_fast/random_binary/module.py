@@ -101,10 +101,9 @@ class _RandomLayer(nn.Module):
 class RandomBinaryModule(nn.Module):
     """c*g(x): the pruned random network times its one scale.
 
-    Calls take float tensors [N, *input_shape] on any device and give [N, *output_shape] in the
-    input's dtype. Sums are formed in `dtype` (float64 by default); the scale is applied bit by bit
-    between layers, which a network of ReLUs does not notice and which keeps float32 from
-    overflowing.
+    Calls take float tensors [N, *input_shape] on the module's device and give [N, *output_shape] in
+    the input's dtype. Sums are formed in `dtype` (float64 by default); the scale is applied layer
+    by layer, which a network of ReLUs does not notice and which keeps float32 from overflowing.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from random_binary_cases import Residual, ball, conv_net, exact_mlp, integer_mlp, mlp
 from torch import nn
 
+import mpt_fast
 from mpt_fast import random_binary
 from mpt_fast.random_binary import MaskNotFound, TargetError, approximate, signs
 from mpt_fast.random_binary.check import observe
@@ -338,6 +339,25 @@ def test_maps(net, shape, epsilon):
     assert _errors(fine, net, x).max() < 1e-9
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_tickets_are_targets():
+    config = mpt_fast.TicketConfig(sparsity=0.5, scope="layer")
+    net = nn.Sequential(
+        nn.Flatten(),
+        mpt_fast.MPTLinear(12, 6, config=config),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        mpt_fast.MPTLinear(6, 3, config=config),
+    )
+    net = net.double().eval()
+    found = approximate(net, 0.01, input_shape=(3, 2, 2))
+    assert 0 < _errors(found, net, ball(50, (3, 2, 2))).max() <= found.certificate <= 0.01
+
+
+def test_binary_activations_are_refused():
+    with pytest.raises(TargetError, match="sign is no ReLU"):
+        approximate(nn.Sequential(nn.Linear(3, 2), mpt_fast.BinaryActivation()), 1.0)
 
 
 def test_exact_conv_against_torch():
