@@ -146,8 +146,8 @@ def _apply(layer: NetLayer, values: NDArray, bound: bool = False) -> NDArray:
         values = _max_pool(values, pool)
     if layer.flat:
         values = values.transpose(1, 2, 0, 3).reshape(-1, 1, 1, values.shape[3])
-    (top, left), (height, width) = layer.padding, layer.out_size
-    values = np.pad(values, ((0, 0), (top, top), (left, left), (0, 0)))
+    values = _padded(values, layer.padding)
+    height, width = layer.out_size
     result = np.zeros((layer.used.size, height, width, values.shape[3]), values.dtype)
     for edges in layer.taps():
         seen = values[
@@ -173,16 +173,24 @@ def _accumulate(result: NDArray, edges: TapEdges, sign: NDArray, seen: NDArray) 
         result[filled, ..., part] += np.add.reduceat(terms, edges.indptr[:-1][filled], axis=0)
 
 
+def _padded(values: NDArray, padding: Pair) -> NDArray:
+    """Zeros around maps [C, H, W, N]. (np.pad would put NumPy's zeros among Python's integers.)"""
+    (channels, height, width, images), (top, left) = values.shape, padding
+    result = np.zeros((channels, height + 2 * top, width + 2 * left, images), values.dtype)
+    result[:, top : top + height, left : left + width] = values
+    return result
+
+
 def _max_pool(values: NDArray, pool: Pool) -> NDArray:
     """Max-pool of nonnegative maps, whose padding is as good as 0."""
-    (top, left), (kh, kw), (sh, sw) = pool.padding, pool.kernel, pool.stride
+    (kh, kw), (sh, sw) = pool.kernel, pool.stride
     height, width = (
         pool_size(length, k, s, p, ceil_mode=False)
         for length, k, s, p in zip(
             values.shape[1:3], pool.kernel, pool.stride, pool.padding, strict=True
         )
     )
-    padded = np.pad(values, ((0, 0), (top, top), (left, left), (0, 0)))
+    padded = _padded(values, pool.padding)
     windows = [
         padded[:, r : r + (height - 1) * sh + 1 : sh, c : c + (width - 1) * sw + 1 : sw]
         for r in range(kh)

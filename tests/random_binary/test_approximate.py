@@ -377,6 +377,9 @@ def test_exact_conv_against_torch():
     x = torch.randint(-9, 10, (5, 2, 7, 8))
     wanted = quantised(x.double()).detach().numpy()
     assert (found.integers(x.numpy()) == wanted).all()
+    # Homogeneous: 2**70 times the input is 2**70 times the output, in Python's integers.
+    large = found.integers(x.numpy().astype(object) * 2**70)
+    assert (large == wanted.astype(np.int64).astype(object) * 2**70).all()
 
 
 def test_lenet_layer_shapes_follow_the_theorem():
