@@ -6,8 +6,10 @@
 
 Backward: x gets the usual gradient; the scores and, if it requires grad, the weight get those of
 `mpt_fast.kernels.masked_weight`. Under autocast, x is cast as for an ordinary convolution.
-Backends: "reference" and "cpu", which forms the effective weight and the score gradient in C++ and
-convolves with PyTorch.
+Backends: "reference"; "cpu", which forms the effective weight and the score gradient in C++ and
+convolves with PyTorch; "triton", which forms the weight inside the products and the score gradient
+behind them, in NHWC, and saves no effective weight (float32, float16 and bfloat16; float64 runs the
+reference). Its float32 products are tf32 where `torch.backends.cudnn.allow_tf32`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,14 @@ import torch
 from torch import Tensor
 
 from mpt_fast.kernels.backend import choose
-from mpt_fast.kernels.geometry import Geometry, Pair, check_channels, make_geometry
+from mpt_fast.kernels.geometry import (
+    Geometry,
+    Pair,
+    check_channels,
+    conv2d_output_size,
+    make_geometry,
+)
+from mpt_fast.kernels.layout import layout_of
 from mpt_fast.kernels.masked_conv2d import reference
 from mpt_fast.kernels.masked_weight import (
     autocast,
@@ -26,7 +35,8 @@ from mpt_fast.kernels.masked_weight import (
     weight_gradient,
 )
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def masked_conv2d(
@@ -80,8 +90,23 @@ def _masked_conv2d(
     groups: int,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(output, effective weight): the second is what the gradient to x is computed with."""
-    if choose("masked_conv2d", backend, x.device.type, BACKENDS) == "reference":
+    """(output, effective weight): the second is what the gradient to x is computed with.
+
+    The Triton kernels need none and return it empty.
+    """
+    chosen = _choose(x, backend)
+    if chosen == "triton":
+        from mpt_fast.kernels.masked_conv2d import triton
+
+        layer = triton.Layer.of(
+            (x.shape[2], x.shape[3]), code.shape, make_geometry(stride, padding, dilation, groups)
+        )
+        precision = triton.precision_of(torch.backends.cudnn.allow_tf32)
+        out = triton.masked_conv2d_fwd(
+            triton.nhwc(x), triton.nhwc(code), gain.detach(), layer, precision
+        )
+        return triton.nchw(out, layout_of(x)), x.new_empty(0)
+    if chosen == "reference":
         return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
     effective = effective_weight(code, gain, x.dtype, "cpu")
     return torch.conv2d(x, effective, None, stride, padding, dilation, groups), effective
@@ -98,7 +123,81 @@ def _(
     groups: int,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
+    if _choose(x, backend) == "triton":
+        geometry = make_geometry(stride, padding, dilation, groups)
+        size = conv2d_output_size((x.shape[2], x.shape[3]), tuple(code.shape[2:]), geometry)
+        shape = (x.shape[0], code.shape[0], *size)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+        return out, x.new_empty(0)
     return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
+
+
+@torch.library.custom_op("mpt_fast::masked_conv2d_backward", mutates_args=())
+def _masked_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    power: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to (x, effective weight, scores) by the Triton kernels, empty where not needed."""
+    from mpt_fast.kernels.masked_conv2d import triton
+
+    layer = triton.Layer.of(
+        (x.shape[2], x.shape[3]), code.shape, make_geometry(stride, padding, dilation, groups)
+    )
+    precision = triton.precision_of(torch.backends.cudnn.allow_tf32)
+    dy = triton.nhwc(grad.to(x.dtype))
+    grad_x, grad_effective, grad_scores = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    if needs[0]:
+        rows = triton.masked_conv2d_bwd_x(dy, triton.nhwc(code), gain.detach(), layer, precision)
+        grad_x = triton.nchw(rows, layout_of(x))
+    if needs[1] or needs[2]:
+        operands = (dy, triton.nhwc(x), triton.nhwc(weight), triton.nhwc(scores))
+        to_weight, to_scores = triton.masked_conv2d_bwd_weight(
+            *operands, layer, power, (needs[1], needs[2]), precision
+        )
+        if to_weight is not None:
+            grad_effective = triton.nchw(to_weight, layout_of(weight))
+        if to_scores is not None:
+            grad_scores = triton.nchw(to_scores, layout_of(scores))
+    return grad_x, grad_effective, grad_scores
+
+
+@_masked_conv2d_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    power: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor, dtype: torch.dtype, needed: bool) -> Tensor:
+        if not needed:
+            return x.new_empty(0)
+        return torch.empty(
+            tensor.shape, dtype=dtype, device=x.device, memory_format=layout_of(tensor)
+        )
+
+    return (
+        like(x, x.dtype, needs[0]),
+        like(weight, torch.float32, needs[1]),
+        like(scores, scores.dtype, needs[2]),
+    )
 
 
 class MaskedConv2dFunction(torch.autograd.Function):
@@ -121,8 +220,7 @@ class MaskedConv2dFunction(torch.autograd.Function):
         backend: str | None,
     ) -> Tensor:
         out, effective = _masked_conv2d(x, code, gain, stride, padding, dilation, groups, backend)
-        tuned = (code, gain, kept) if ctx.needs_input_grad[1] else (None, None, None)
-        ctx.save_for_backward(x, effective, weight, scores, *tuned)
+        ctx.save_for_backward(x, effective, weight, scores, code, gain, kept)
         ctx.geometry = (stride, padding, dilation, groups)
         ctx.power, ctx.backend = power, backend
         return out
@@ -132,6 +230,26 @@ class MaskedConv2dFunction(torch.autograd.Function):
         x, effective, weight, scores, code, gain, kept = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
         need_x, need_weight, need_scores = ctx.needs_input_grad[:3]
+        if effective.numel() != code.numel():  # the forward ran in Triton
+            grad_x, grad_effective, grad_scores = _masked_conv2d_backward(
+                grad,
+                x,
+                weight,
+                scores,
+                code,
+                gain,
+                *ctx.geometry,
+                ctx.power,
+                [need_x, need_weight, need_scores],
+            )
+            if need_weight:
+                grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
+            return (
+                grad_x if need_x else None,
+                grad_weight if need_weight else None,
+                grad_scores if need_scores else None,
+                *[None] * 9,
+            )
         grad_x, grad_effective, _ = torch.ops.aten.convolution_backward(
             grad,
             x,
@@ -151,6 +269,11 @@ class MaskedConv2dFunction(torch.autograd.Function):
         if need_weight:
             grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
         return grad_x, grad_weight, grad_scores, *[None] * 9
+
+
+def _choose(x: Tensor, backend: str | None) -> str:
+    chosen = choose("masked_conv2d", backend, x.device.type, BACKENDS)
+    return "reference" if chosen == "triton" and x.dtype not in _TRITON_DTYPES else chosen
 
 
 def _check(x: Tensor, weight: Tensor, scores: Tensor, code: Tensor, geometry: Geometry) -> None:

@@ -5,10 +5,13 @@
 
 Backward: x gets the usual gradient; the scores and, if it requires grad, the weight get those of
 `mpt_fast.kernels.masked_weight`. Under autocast, x is cast as for an ordinary linear layer.
-Backends: "reference" and "cpu", which forms the effective weight and the score gradient in C++ and
-multiplies with PyTorch.
+Backends: "reference"; "cpu", which forms the effective weight and the score gradient in C++ and
+multiplies with PyTorch; "triton", which forms the weight inside the products and the score gradient
+behind them, and saves no effective weight (float32, float16 and bfloat16; float64 runs the
+reference). Its float32 products are tf32 where `torch.backends.cuda.matmul.allow_tf32`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +26,8 @@ from mpt_fast.kernels.masked_weight import (
     weight_gradient,
 )
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def masked_linear(
@@ -61,8 +65,17 @@ def masked_linear(
 def _masked_linear(
     x: Tensor, code: Tensor, gain: Tensor, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(output, effective weight): the second is what the gradient to x is computed with."""
-    if choose("masked_linear", backend, x.device.type, BACKENDS) == "reference":
+    """(output, effective weight): the second is what the gradient to x is computed with.
+
+    The Triton kernels need none and return it empty.
+    """
+    chosen = _choose(x, backend)
+    if chosen == "triton":
+        from mpt_fast.kernels.masked_linear import triton
+
+        rows = triton.masked_linear_fwd(x.detach(), code, gain.detach())
+        return rows.view(*x.shape[:-1], code.shape[0]), x.new_empty(0)
+    if chosen == "reference":
         return reference.masked_linear(x, code, gain)
     effective = effective_weight(code, gain, x.dtype, "cpu")
     return torch.nn.functional.linear(x, effective), effective
@@ -70,7 +83,54 @@ def _masked_linear(
 
 @_masked_linear.register_fake
 def _(x: Tensor, code: Tensor, gain: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    if _choose(x, backend) == "triton":
+        return x.new_empty((*x.shape[:-1], code.shape[0])), x.new_empty(0)
     return reference.masked_linear(x, code, gain)
+
+
+@torch.library.custom_op("mpt_fast::masked_linear_backward", mutates_args=())
+def _masked_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    power: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to (x, effective weight, scores) by the Triton kernels, empty where not needed."""
+    from mpt_fast.kernels.masked_linear import triton
+
+    dy = grad.to(x.dtype)
+    grad_x, grad_effective, grad_scores = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    if needs[0]:
+        grad_x = triton.masked_linear_bwd_x(dy, code, gain.detach()).view(x.shape)
+    if needs[1] or needs[2]:
+        to_weight, to_scores = triton.masked_linear_bwd_weight(
+            dy, x.detach(), weight.detach(), scores.detach(), power, (needs[1], needs[2])
+        )
+        grad_effective = grad_effective if to_weight is None else to_weight
+        grad_scores = grad_scores if to_scores is None else to_scores
+    return grad_x, grad_effective, grad_scores
+
+
+@_masked_linear_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    power: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if needs[0] else 0),
+        x.new_empty(weight.shape, dtype=torch.float32) if needs[1] else x.new_empty(0),
+        x.new_empty(scores.shape, dtype=scores.dtype) if needs[2] else x.new_empty(0),
+    )
 
 
 class MaskedLinearFunction(torch.autograd.Function):
@@ -89,8 +149,7 @@ class MaskedLinearFunction(torch.autograd.Function):
         backend: str | None,
     ) -> Tensor:
         out, effective = _masked_linear(x, code, gain, backend)
-        tuned = (code, gain, kept) if ctx.needs_input_grad[1] else (None, None, None)
-        ctx.save_for_backward(x, effective, weight, scores, *tuned)
+        ctx.save_for_backward(x, effective, weight, scores, code, gain, kept)
         ctx.power, ctx.backend = power, backend
         return out
 
@@ -99,6 +158,25 @@ class MaskedLinearFunction(torch.autograd.Function):
         x, effective, weight, scores, code, gain, kept = ctx.saved_tensors
         need_x, need_weight, need_scores = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_scores = None
+        if effective.numel() != code.numel():  # the forward ran in Triton
+            grad_x, grad_effective, grad_scores = _masked_linear_backward(
+                grad,
+                x,
+                weight,
+                scores,
+                code,
+                gain,
+                ctx.power,
+                [need_x, need_weight, need_scores],
+            )
+            if need_weight:
+                grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
+            return (
+                grad_x if need_x else None,
+                grad_weight,
+                grad_scores if need_scores else None,
+                *[None] * 5,
+            )
         if need_x:
             grad_x = grad @ effective
         if need_weight or need_scores:
@@ -109,3 +187,8 @@ class MaskedLinearFunction(torch.autograd.Function):
             if need_weight:
                 grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
         return grad_x, grad_weight, grad_scores, *[None] * 5
+
+
+def _choose(x: Tensor, backend: str | None) -> str:
+    chosen = choose("masked_linear", backend, x.device.type, BACKENDS)
+    return "reference" if chosen == "triton" and x.dtype not in _TRITON_DTYPES else chosen

@@ -21,15 +21,23 @@ from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.layout import in_memory_order_of, layout_of
 from mpt_fast.kernels.masked_weight import reference
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 
 def effective_weight(
     code: Tensor, gain: Tensor, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
     """gain * code in `dtype`, channels_last where `code` is; code int8, gain 0-dim."""
-    if choose("effective_weight", backend, code.device.type, BACKENDS) == "reference":
+    chosen = choose("effective_weight", backend, code.device.type, BACKENDS)
+    if chosen == "reference" or (chosen == "triton" and dtype == torch.float64):
         return reference.effective_weight(code, gain, dtype)
+    if chosen == "triton":
+        from mpt_fast.kernels.masked_weight import triton
+
+        out = torch.empty_like(code, dtype=dtype, memory_format=layout_of(code))
+        codes, result = in_memory_order_of(out, code, out)
+        triton.effective_weight(codes, gain, result)
+        return out
     if dtype == torch.float32:
         out = torch.empty_like(code, dtype=dtype, memory_format=layout_of(code))
         codes, result = in_memory_order_of(out, code, out)
@@ -68,6 +76,13 @@ def _score_gradient(
         cpu.engine().score_gradient(
             g.numpy(), w.numpy(), s.numpy(), power, result.numpy(), torch.get_num_threads()
         )
+        return out
+    wide = torch.float64 in (grad.dtype, weight.dtype, scores.dtype)
+    if chosen == "triton" and not wide:
+        from mpt_fast.kernels.masked_weight import triton
+
+        g, w, s, result = in_memory_order_of(out, grad, weight, scores, out)
+        triton.score_gradient(g.view(1, -1), w, s, power, None, result)
         return out
     return out.copy_(reference.score_gradient(grad, weight, scores, power))
 
