@@ -2,6 +2,6 @@
 
 if __name__ != "mpt_fast.kernels":
     raise ImportError(
-        f"this folder is part of mpt_fast and is imported as mpt_fast.kernels, not as {__name__!r}; "
+        f"this folder is part of mpt_fast, imported as mpt_fast.kernels and not as {__name__!r}; "
         "leave the checkout's root out of sys.path or install with `pip install -e .`"
     )

@@ -46,7 +46,7 @@ def engine() -> ModuleType:
 
 
 def default_threads() -> int:
-    """Threads used when none are named: OMP_NUM_THREADS, else the processors this process may use."""
+    """Threads used when none are named: OMP_NUM_THREADS, else this process's processors."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     if value.isdigit() and int(value) > 0:
         return int(value)

@@ -3,9 +3,9 @@
     out[n, o] = bias[o] + sum over the taps i of output o of value * x[n, i]
 
 int8 taps are +1 or -1 and only add and subtract; real taps multiply and are rounded to the dtype
-of x first. Sums are formed in the dtype of x, in an order that the backend chooses. There is no gradient: the operation runs trained
-networks. Where x holds NaN or infinity the result is not specified: some backends multiply it by
-the pruned zeros, others never read it.
+of x first. Sums are formed in the dtype of x, in an order that the backend chooses. There is no
+gradient: the operation runs trained networks. Where x holds NaN or infinity the result is not
+specified: some backends multiply it by the pruned zeros, others never read it.
 """
 
 from collections.abc import Sequence
