@@ -64,7 +64,9 @@ def choose(operation: str, backend: str | None, device_type: str, supported: Seq
     """
     if backend is None:
         for name in supported:
-            if _runs(name, device_type) and not (name == "triton" and device_type != "cuda"):
+            # Triton kernels have been checked in the interpreter and compiled ahead of time, but not
+            # yet run on a device: until they have, they run only where they are asked for by name.
+            if name != "triton" and _runs(name, device_type):
                 _log_choice(operation, name, device_type)
                 return name
         raise BackendError(f"{operation}: no backend runs on device {device_type!r}")

@@ -125,7 +125,9 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     if _choose(x, backend) == "triton":
         geometry = make_geometry(stride, padding, dilation, groups)
-        size = conv2d_output_size((x.shape[2], x.shape[3]), tuple(code.shape[2:]), geometry)
+        size = conv2d_output_size(
+            (x.shape[2], x.shape[3]), (code.shape[2], code.shape[3]), geometry
+        )
         shape = (x.shape[0], code.shape[0], *size)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
         return out, x.new_empty(0)
@@ -242,11 +244,9 @@ class MaskedConv2dFunction(torch.autograd.Function):
                 ctx.power,
                 [need_x, need_weight, need_scores],
             )
-            if need_weight:
-                grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
             return (
                 grad_x if need_x else None,
-                grad_weight if need_weight else None,
+                weight_gradient(grad_effective, weight, code, gain, kept) if need_weight else None,
                 grad_scores if need_scores else None,
                 *[None] * 9,
             )
@@ -263,12 +263,14 @@ class MaskedConv2dFunction(torch.autograd.Function):
             groups,
             [need_x, need_weight or need_scores, False],
         )
-        grad_scores = grad_weight = None
-        if need_scores:
-            grad_scores = score_gradient(grad_effective, weight, scores, ctx.power, ctx.backend)
-        if need_weight:
-            grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
-        return grad_x, grad_weight, grad_scores, *[None] * 9
+        return (
+            grad_x,
+            weight_gradient(grad_effective, weight, code, gain, kept) if need_weight else None,
+            score_gradient(grad_effective, weight, scores, ctx.power, ctx.backend)
+            if need_scores
+            else None,
+            *[None] * 9,
+        )
 
 
 def _choose(x: Tensor, backend: str | None) -> str:
