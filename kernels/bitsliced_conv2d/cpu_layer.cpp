@@ -54,6 +54,9 @@ BitConv::BitConv(const Geometry& g, const Taps& taps, const Thresholds* threshol
                     taps_.push_back(taps.index[i]);
                     ++(sign < 0 ? channel.negative : channel.positive);
                 }
+        // One list up, the other down: each pass over the input starts where the last one ended,
+        // at the channels still in the L1 cache.
+        std::reverse(taps_.end() - channel.positive, taps_.end());
         channel.planes = planes_for(channel.negative + channel.positive);
         channel.sum_bias = 2 * channel.negative;
         channels_.push_back(channel);
@@ -212,11 +215,13 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
     t.words = words;
     t.groups_of_lanes = active;
     // All output channels pass over a short run of pixels whose input stays in the L1 cache, but not
-    // over fewer than four vectors: each visit of a channel costs some mispredicted branches.
+    // over fewer vectors than pay for the mispredicted branches of each visit of a channel.
+    const int64_t per_channel = int64_t(taps_.size()) / std::max<int64_t>(1, g.output.channels);
+    const int64_t least = per_channel >= 192 ? 1 : per_channel >= 48 ? 2 : 4;
     const int64_t lines = g.group_channels * g.kernel_h;
     const int64_t halo = (g.kernel_w - 1) * g.dilation[1] * t.input.pixel_bytes;
     const int64_t per_line = kL1Budget / lines - halo;
-    t.block_vectors = std::max<int64_t>(4, per_line / (kernels.vector_words * 8));
+    t.block_vectors = std::max<int64_t>(least, per_line / (kernels.vector_words * 8));
 
     const auto kernel = output.kind == Kind::kBits ? kernels.bit_conv_sign : kernels.bit_conv_sums;
     const int64_t outputs = g.output.channels;

@@ -45,7 +45,8 @@ class BitConv {
 
     Geometry geometry_;
     AxisClasses rows_, columns_;
-    std::vector<int32_t> taps_;  // index within the group, negatives then positives per channel
+    // Index within the group; per channel the negatives, rising, then the positives, falling.
+    std::vector<int32_t> taps_;
     std::vector<BitChannel> channels_;
     std::vector<int32_t> balances_;
     std::vector<uint64_t> constants_, residual_constants_, flips_;
