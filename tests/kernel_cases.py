@@ -1,7 +1,7 @@
 """Cases of the packed operations' suites, and convolution written out as loops."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,11 @@ class ConvCase:
         return Taps.from_dense(self.weight(dtype))
 
 
+def few_taps(case: ConvCase, backend: str) -> ConvCase:
+    """`case`, or for Triton's interpreter, which takes a millisecond a tap, one of its outputs."""
+    return replace(case, outputs_per_group=1) if backend == "triton" else case
+
+
 CONV_CASES = {
     "3x3 padded": ConvCase(),
     "one image": ConvCase(batch=1),
@@ -206,6 +211,14 @@ LINEAR_CASES = {
     "every weight pruned": LinearCase(density=0.0),
     "every weight kept": LinearCase(density=1.0),
 }
+
+
+def few_linear_taps(case: LinearCase, backend: str) -> LinearCase:
+    """As `few_taps`."""
+    if backend != "triton":
+        return case
+    return replace(case, inputs=min(case.inputs, 35), outputs=min(case.outputs, 2))
+
 
 linear_cases = st.builds(
     LinearCase,

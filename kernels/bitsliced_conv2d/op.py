@@ -37,7 +37,7 @@ from mpt_fast.kernels.interop import as_array, optional_array, run_options, tap_
 from mpt_fast.kernels.pack_bits.reference import WORD_BITS
 from mpt_fast.kernels.taps import Taps
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 
 def check_operands(planes: Tensor, taps: Taps, geometry: Geometry) -> tuple[int, int]:
@@ -100,7 +100,13 @@ def _bitsliced_conv2d(
 ) -> Tensor:
     taps, geometry = _unpack(indptr, index, value, shape, stride, padding, dilation, groups)
     check_operands(planes, taps, geometry)
-    if choose("bitsliced_conv2d", backend, planes.device.type, BACKENDS) == "cpu":
+    chosen = choose("bitsliced_conv2d", backend, planes.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.bitsliced_conv2d import triton
+
+        layer = triton.prepare(taps, (planes.shape[1], planes.shape[2]), geometry)
+        return triton.run(planes, layer)
+    if chosen == "cpu":
         sums = cpu.engine().bitsliced_conv2d(
             as_array(planes), *tap_arrays(taps), *geometry, **run_options()
         )
@@ -148,7 +154,13 @@ def _bitsliced_conv2d_sign(
     height, width = check_operands(planes, taps, geometry)
     out_shape = (shape[0], height, width, planes.shape[-1])
     check_thresholds(out_shape, threshold, flip, residual, residual_threshold, planes.device)
-    if choose("bitsliced_conv2d_sign", backend, planes.device.type, BACKENDS) == "cpu":
+    chosen = choose("bitsliced_conv2d_sign", backend, planes.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.bitsliced_conv2d import triton
+
+        layer = triton.prepare(taps, (planes.shape[1], planes.shape[2]), geometry)
+        return triton.run(planes, layer, threshold, flip, residual, residual_threshold)
+    if chosen == "cpu":
         decisions = cpu.engine().bitsliced_conv2d_sign(
             as_array(planes),
             *tap_arrays(taps),
@@ -204,7 +216,7 @@ def bitsliced_conv2d(
         planes: int64 [C, H, W, words], from `pack_bits(x, dim=0)`.
         taps: int8 taps of shape (O, C/groups, kh, kw).
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`, ints or (h, w).
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int32 [O, Ho, Wo, words * 64], lanes last.
@@ -238,7 +250,7 @@ def bitsliced_conv2d_sign(
         flip: bool [O]; True decides `S <= t`, False `S >= t`.
         residual: int64 [O, Ho, Wo, words] planes of a +1/-1 shortcut, or None.
         residual_threshold: int32 [O], t where the residual's bit is 1 (+1); given with residual.
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int64 planes [O, Ho, Wo, words].

@@ -20,7 +20,7 @@ from mpt_fast.kernels.interop import as_array, optional_array, run_options, tap_
 from mpt_fast.kernels.pack_bits.reference import WORD_BITS
 from mpt_fast.kernels.taps import Taps
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 _POINTWISE = make_geometry()
 
@@ -49,7 +49,12 @@ def _bitsliced_linear(
     backend: str | None = None,
 ) -> Tensor:
     taps = _checked_taps(planes, indptr, index, value, shape)
-    if choose("bitsliced_linear", backend, planes.device.type, BACKENDS) == "cpu":
+    chosen = choose("bitsliced_linear", backend, planes.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.bitsliced_linear import triton
+
+        return triton.run(planes, triton.prepare(taps))
+    if chosen == "cpu":
         sums = cpu.engine().bitsliced_conv2d(
             as_array(planes)[:, None, None, :], *tap_arrays(taps), *_POINTWISE, **run_options()
         )
@@ -86,7 +91,13 @@ def _bitsliced_linear_sign(
     taps = _checked_taps(planes, indptr, index, value, shape)
     out_shape = (shape[0], planes.shape[1])
     check_thresholds(out_shape, threshold, flip, residual, residual_threshold, planes.device)
-    if choose("bitsliced_linear_sign", backend, planes.device.type, BACKENDS) == "cpu":
+    chosen = choose("bitsliced_linear_sign", backend, planes.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.bitsliced_linear import triton
+
+        layer = triton.prepare(taps)
+        return triton.run(planes, layer, threshold, flip, residual, residual_threshold)
+    if chosen == "cpu":
         residual_array = optional_array(residual)
         decisions = cpu.engine().bitsliced_conv2d_sign(
             as_array(planes)[:, None, None, :],
@@ -129,7 +140,7 @@ def bitsliced_linear(planes: Tensor, taps: Taps, backend: str | None = None) -> 
     Args:
         planes: int64 [I, words], from `pack_bits(x, dim=0)` of [N, I].
         taps: int8 taps of shape (O, I, 1, 1).
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int32 [O, words * 64], lanes last.
@@ -158,7 +169,7 @@ def bitsliced_linear_sign(
         flip: bool [O]; True decides `S <= t`, False `S >= t`.
         residual: int64 [O, words] planes of a +1/-1 shortcut, or None.
         residual_threshold: int32 [O], t where the residual's bit is 1 (+1); given with residual.
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int64 planes [O, words].

@@ -30,7 +30,7 @@ from mpt_fast.kernels.interop import as_array, optional_array, run_options, tap_
 from mpt_fast.kernels.sparse_conv2d import reference
 from mpt_fast.kernels.taps import Taps
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 
 def _check_operands(
@@ -76,7 +76,12 @@ def _sparse_conv2d(
 ) -> Tensor:
     taps, geometry = _unpack(indptr, index, value, shape, stride, padding, dilation, groups)
     _check_operands(x, taps, bias, geometry)
-    if choose("sparse_conv2d", backend, x.device.type, BACKENDS) == "cpu":
+    chosen = choose("sparse_conv2d", backend, x.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.sparse_conv2d import triton
+
+        return triton.run(x, triton.prepare(taps, (x.shape[2], x.shape[3]), geometry), bias)
+    if chosen == "cpu":
         out = cpu.engine().sparse_conv2d(
             as_array(x), *tap_arrays(taps), optional_array(bias), *geometry, **run_options()
         )
@@ -119,7 +124,7 @@ def sparse_conv2d(
         taps: int8 or real taps of shape (O, C/groups, kh, kw).
         bias: [O] in the dtype of x, or None.
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`, ints or (h, w).
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         Contiguous [N, O, Ho, Wo] in the dtype of x.

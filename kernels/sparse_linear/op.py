@@ -20,7 +20,7 @@ from mpt_fast.kernels.interop import as_array, optional_array, run_options, tap_
 from mpt_fast.kernels.sparse_linear import reference
 from mpt_fast.kernels.taps import Taps
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 _POINTWISE = make_geometry()
 
@@ -55,7 +55,12 @@ def _sparse_linear(
     backend: str | None = None,
 ) -> Tensor:
     taps = _checked_taps(x, indptr, index, value, shape, bias)
-    if choose("sparse_linear", backend, x.device.type, BACKENDS) == "cpu":
+    chosen = choose("sparse_linear", backend, x.device.type, BACKENDS)
+    if chosen == "triton":
+        from mpt_fast.kernels.sparse_linear import triton
+
+        return triton.run(x, triton.prepare(taps), bias).contiguous()
+    if chosen == "cpu":
         out = cpu.engine().sparse_conv2d(
             as_array(x)[:, :, None, None],
             *tap_arrays(taps),
@@ -90,7 +95,7 @@ def sparse_linear(
         x: float32 or float64 [N, I], any strides.
         taps: int8 or real taps of shape (O, I, 1, 1).
         bias: [O] in the dtype of x, or None.
-        backend: None for automatic, or "cpu" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         Contiguous [N, O] in the dtype of x.

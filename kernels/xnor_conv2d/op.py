@@ -26,7 +26,7 @@ from mpt_fast.kernels.pack_bits.reference import word_count
 from mpt_fast.kernels.taps import KernelList
 from mpt_fast.kernels.xnor_conv2d import reference
 
-BACKENDS = ("reference",)
+BACKENDS = ("triton", "reference")
 
 
 def _check_operands(
@@ -63,7 +63,13 @@ def _xnor_conv2d(
     kernels = KernelList(indptr, channel, sign, mask)
     geometry = make_geometry(stride, padding, dilation, groups)
     _check_operands(rows, width, kernels, geometry)
-    choose("xnor_conv2d", backend, rows.device.type, BACKENDS)
+    if choose("xnor_conv2d", backend, rows.device.type, BACKENDS) == "triton":
+        from mpt_fast.kernels.xnor_conv2d import triton
+
+        per_group = rows.shape[1] // groups
+        return triton.run(
+            rows, triton.prepare(kernels, per_group, (rows.shape[2], width), geometry)
+        )
     return reference.xnor_conv2d(rows, width, kernels, geometry)
 
 
@@ -103,7 +109,7 @@ def xnor_conv2d(
         width: W; bits past it are ignored.
         kernels: from `KernelList.from_taps`, which refuses other kernel sizes.
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`, ints or (h, w).
-        backend: None for automatic, or "reference".
+        backend: None for automatic, or "triton" or "reference".
 
     Returns:
         int32 [N, O, Ho, Wo].

@@ -17,7 +17,7 @@ from mpt_fast.kernels.pack_bits.reference import pack_bits
 from mpt_fast.kernels.taps import Taps
 from mpt_fast.kernels.xnor_linear import reference
 
-BACKENDS = ("reference",)
+BACKENDS = ("triton", "reference")
 
 
 def _check_operands(x: Tensor, sign: Tensor, mask: Tensor) -> None:
@@ -29,7 +29,10 @@ def _check_operands(x: Tensor, sign: Tensor, mask: Tensor) -> None:
 @torch.library.custom_op("mpt_fast::xnor_linear", mutates_args=())
 def _xnor_linear(x: Tensor, sign: Tensor, mask: Tensor, backend: str | None = None) -> Tensor:
     _check_operands(x, sign, mask)
-    choose("xnor_linear", backend, x.device.type, BACKENDS)
+    if choose("xnor_linear", backend, x.device.type, BACKENDS) == "triton":
+        from mpt_fast.kernels.xnor_linear import triton
+
+        return triton.xnor_linear(x, sign, mask)
     return reference.xnor_linear(x, sign, mask)
 
 
@@ -58,7 +61,7 @@ def xnor_linear(x: Tensor, sign: Tensor, mask: Tensor, backend: str | None = Non
     Args:
         x: int64 [N, words], from `pack_bits(x, dim=1)` of [N, I].
         sign, mask: int64 [O, words], from `pack_weight`.
-        backend: None for automatic, or "reference".
+        backend: None for automatic, or "triton" or "reference".
 
     Returns:
         int32 [N, O].

@@ -7,7 +7,14 @@ import torch
 from helpers import assert_close, backend_fixture
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import LINEAR_CASES, MALFORMED_TAPS, PROPERTY, LinearCase, linear_cases
+from kernel_cases import (
+    LINEAR_CASES,
+    MALFORMED_TAPS,
+    PROPERTY,
+    LinearCase,
+    few_linear_taps,
+    linear_cases,
+)
 from torch import Tensor
 
 from mpt_fast.kernels.bitsliced_linear import bitsliced_linear, bitsliced_linear_sign, op
@@ -75,6 +82,7 @@ def test_matches_python_integers(backend: str, name: str) -> None:
 @PROPERTY
 @given(case=linear_cases, with_residual=st.booleans())
 def test_random_layers(backend: str, case: LinearCase, with_residual: bool) -> None:
+    case = few_linear_taps(case, backend)
     signs = unpack_bits(case.planes(), case.planes().shape[-1] * 64, 0, torch.float64)
     expected = (case.weight().double() @ signs.T).to(torch.int32)
     assert_close(bitsliced_linear(case.planes(), case.taps(), backend=backend), expected)
@@ -86,6 +94,8 @@ def test_random_layers(backend: str, case: LinearCase, with_residual: bool) -> N
 @pytest.mark.parametrize("inputs", [1, 15, 16, 17, 255, 256, 4095, 4096, 4097, 70_000])
 def test_the_largest_counts(backend: str, inputs: int) -> None:
     """All inputs agree with all weights of one output and with none of the other."""
+    if backend == "triton":
+        inputs = min(inputs, 8193)  # Triton's interpreter needs a minute for more
     weight = torch.ones(2, inputs, dtype=torch.int8)
     weight[1] = -1
     planes = torch.full((inputs, 1), -1)

@@ -50,7 +50,9 @@ def test_matches_loops(backend: str, name: str, dtype: torch.dtype, value: torch
     weight = case.weight(value).to(dtype).double().numpy()
     naive = naive_conv2d(x.double().numpy(), weight, **case.geometry)
     naive += bias.double().numpy()[:, np.newaxis, np.newaxis]
-    assert_close(out, torch.from_numpy(naive).to(dtype))
+    # In float64 the loops, which add one tap after the other, round as much as the operation.
+    tolerance = 2e-15 if dtype == torch.float64 else None
+    assert_close(out, torch.from_numpy(naive).to(dtype), tolerance)
     assert out.is_contiguous()
 
 
@@ -179,8 +181,8 @@ def test_bad_arguments(backend: str, changes: dict[str, Any], message: str) -> N
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(BackendError, match="no 'triton' backend"):
-        sparse_conv2d(X, ConvCase().taps(), padding=1, backend="triton")
+    with pytest.raises(BackendError, match="unknown backend 'fpga'"):
+        sparse_conv2d(X, ConvCase().taps(), padding=1, backend="fpga")
 
 
 @pytest.mark.parametrize("name", ["grouped", "no image", "every weight pruned", "stride 2"])

@@ -1,0 +1,36 @@
+"""bitsliced_linear on the GPU: the kernel of `bitsliced_conv2d` on images of one pixel.
+
+A tile is then as much of one row of words as a program holds, and the counters are the same.
+"""
+
+from torch import Tensor
+
+from mpt_fast.kernels.bitsliced_conv2d import triton as conv
+from mpt_fast.kernels.geometry import make_geometry
+from mpt_fast.kernels.gpu.aot import CompileCase
+from mpt_fast.kernels.taps import Taps
+
+
+def prepare(taps: Taps) -> conv.Prepared:
+    """The layer's tap lists, validated and sorted; waits for the device."""
+    return conv.prepare(taps, (1, 1), make_geometry())
+
+
+def run(
+    planes: Tensor,
+    layer: conv.Prepared,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_threshold: Tensor | None = None,
+) -> Tensor:
+    """Sums int32 [O, words * 64] of planes [I, words], or, with `threshold`, planes [O, words]."""
+    if residual is not None:
+        residual = residual[:, None, None, :]
+    out = conv.run(planes[:, None, None, :], layer, threshold, flip, residual, residual_threshold)
+    return out[:, 0, 0, :]
+
+
+def compile_cases() -> list[CompileCase]:
+    """Nothing beyond the cases of `bitsliced_conv2d`, whose kernel this is."""
+    return []
