@@ -31,13 +31,18 @@ from mpt_fast.random_binary.check import observe
 from mpt_fast.random_binary.predict import union_bound
 
 HERE = Path(__file__).resolve().parent
-COMMAND = "OMP_NUM_THREADS=2 python -m benchmarks.studies.random_binary"
+COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.studies.random_binary"
 BATCH = 128
 # (dims, bits, redundancies) of the success table: dense integer weights, every bit at random.
 SUCCESS = (
     ((4, 5, 3), 6, (5, 6, 7, 8, 9, 10, 12, 16, 28)),
     ((16, 16, 8), 8, (6, 7, 8, 9, 10, 11, 12, 14, 16)),
 )
+
+
+def note(text: str) -> None:
+    """A line of progress on standard error."""
+    sys.stderr.write(f"{text}\n")
 
 
 def lenet_300_100_10() -> nn.Sequential:
@@ -103,7 +108,9 @@ def study_network(
     name: str, net: nn.Sequential, dataset: Dataset, epsilon: float, epochs: int, images: int
 ) -> dict[str, Any]:
     """Trains, approximates and compares one network."""
+    note(f"training {name}")
     accuracy = train(net, dataset, epochs, seed=0)
+    note(f"approximating {name}")
     test = pixels(dataset.test.batch(torch.arange(min(images, len(dataset.test)))))
     radius = float(test.flatten(1).norm(dim=1).max().ceil())
     start = time.perf_counter()
@@ -111,6 +118,7 @@ def study_network(
     seconds = time.perf_counter() - start
     with torch.no_grad():
         wanted = net.double()(test.double())
+    note(f"comparing predictions of {name}")
     start = time.perf_counter()
     got = evaluate(found, test)
     forward = time.perf_counter() - start
@@ -168,6 +176,7 @@ def study_success(
     """Found against predicted success over redundancy: another target and network each draw."""
     rows = []
     for redundancy in redundancies:
+        note(f"masks of {dims} with redundancy {redundancy}")
         hits, expected = 0, []
         for draw in range(draws):
             net = integer_net(dims, bits, draw)
@@ -232,7 +241,7 @@ def markdown(result: dict[str, Any]) -> str:
         "file (seed and mask)": lambda r: f"{r['file_bytes'] / 1e6:.2f} MB",
         "seconds to approximate": lambda r: f"{r['seconds']:.1f}",
         "seconds to evaluate": lambda r: f"{r['evaluation_seconds']:.1f} ({r['evaluated_by']})",
-        "peak memory of the process": lambda r: f"{r['peak_gigabytes']:.2f} GB",
+        "peak memory so far, training included": lambda r: f"{r['peak_gigabytes']:.2f} GB",
     }
     lines += [
         f"| {name} | " + " | ".join(show(row) for row in result["networks"]) + " |"
@@ -264,7 +273,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small, writes nothing")
     quick = parser.parse_args().quick
     dataset = load("fashion-mnist")
-    epochs, images, draws = (1, 512, 5) if quick else (6, 10_000, 100)
+    epochs, images, draws = (1, 512, 5) if quick else (4, 10_000, 100)
     networks = [
         study_network("LeNet-300-100-10", lenet_300_100_10(), dataset, 0.1, epochs, images),
         study_network("small conv net", small_conv(), dataset, 0.1, epochs, images),
