@@ -8,7 +8,7 @@ import pytest
 import mpt_fast
 from mpt_fast.cli import output as printing
 
-COMMANDS = ("demo", "train", "eval", "pack", "run", "bench")
+COMMANDS = ("demo", "train", "eval", "pack", "run", "bench", "approximate")
 
 
 def test_version(cli: Callable) -> None:
