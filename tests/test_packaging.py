@@ -39,6 +39,7 @@ def test_kernels_is_not_a_top_level_package() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compiles the engine
 def test_wheel_imports_from_elsewhere(tmp_path: Path) -> None:
     # --no-build-isolation: setuptools and pybind11 come from this environment, not from an index.
     # Objects under build/ that are up to date are not compiled again; build/lib would bring files
