@@ -12,9 +12,18 @@ namespace mpt {
 namespace MPT_ISA {
 
 const KernelTable& kernels() {
-    static constexpr KernelTable table = {MPT_TEXT(MPT_ISA), kWords,        kTile<float>,
-                                          kTile<double>,     bit_conv_sign, bit_conv_sums,
-                                          real_conv,         combine,       pool};
+    static constexpr KernelTable table = {
+        MPT_TEXT(MPT_ISA),
+        kWords,
+        kTileRows<float>,
+        kTileRows<double>,
+        kTileRows<float> * kTileColumns<float>,
+        kTileRows<double> * kTileColumns<double>,
+        bit_conv_sign,
+        bit_conv_sums,
+        real_conv,
+        combine,
+        pool};
     return table;
 }
 

@@ -103,10 +103,12 @@ struct PoolTask {
 struct KernelTable {
     const char* name;
     int64_t vector_words;  // 64-bit words per vector of the bit-sliced kernels
+    int64_t rows_f32, rows_f64;  // most output rows per call of real_conv
     int64_t tile_f32, tile_f64;  // largest number of output pixels computed together
     void (*bit_conv_sign)(const BitConvTask&, int64_t row, int64_t begin, int64_t end);
     void (*bit_conv_sums)(const BitConvTask&, int64_t row, int64_t begin, int64_t end);
-    // scratch: tile * 16 * (end - begin) elements of the input's kind; unused when blocks == 1
+    // Rows from `row`, a multiple of rows_*, on. scratch: tile * 16 * (end - begin) elements of the
+    // input's kind; unused when blocks == 1
     void (*real_conv)(const RealConvTask&, int64_t group, int64_t row, int64_t begin, int64_t end,
                       void* scratch);
     void (*combine)(const CombineTask&, int64_t group, int64_t channel);

@@ -8,116 +8,209 @@
 namespace mpt {
 namespace MPT_ISA {
 
-template <class T, int TILE, bool SIGNS>
-MPT_INLINE void add_run(const RealConvTask& t, const RealRun& run, const char* input,
-                        typename Vector<T>::type (*sums)[kVectors<T>]) {
+// Output pixels computed together. Square tiles share most of their input, so that more input
+// channels fit the L1 cache; 32 registers hold 16 vectors of sums, 16 registers hold 8.
+template <class T>
+constexpr int kTileRows = MPT_VECTOR_BYTES == 64 ? 4 / kVectors<T> : 1;
+template <class T>
+constexpr int kTileColumns = MPT_VECTOR_BYTES == 64 || kVectors<T> <= 2 ? 4
+                             : kVectors<T> == 4                         ? 2
+                                                                        : 1;
+
+template <class T, int ROWS, int COLUMNS>
+struct Tile {
     typedef typename Vector<T>::type V;
-    const int32_t* taps = t.offsets + run.first;
+    static constexpr int kBytes = ROWS * COLUMNS * kGroup * sizeof(T);
+    V sums[ROWS][COLUMNS][kVectors<T>];
+
+    // Calls body(sum, address) for every vector, unrolled: the tile's first lies at `at`. Hiding
+    // each row's address from the optimiser leaves two steps to keep in registers. Otherwise it
+    // keeps one distance per pixel, in memory, and loads it for every tap.
+    template <class Char, class Body>
+    __attribute__((always_inline)) void each(Char* at, int64_t row_step, int64_t pixel_step,
+                                             const Body& body) {
+#pragma GCC unroll 4
+        for (int y = 0; y < ROWS; ++y) {
+            if (y > 0) at += row_step;
+            asm("" : "+r"(at));
+#pragma GCC unroll 4
+            for (int x = 0; x < COLUMNS; ++x)
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors<T>; ++v)
+                    body(sums[y][x][v], at + x * pixel_step + v * int(sizeof(V)));
+        }
+    }
+
+    template <class Body>
+    __attribute__((always_inline)) void each(const Body& body) {
+#pragma GCC unroll 4
+        for (int y = 0; y < ROWS; ++y)
+#pragma GCC unroll 4
+            for (int x = 0; x < COLUMNS; ++x)
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors<T>; ++v) body(sums[y][x][v]);
+    }
+
+    __attribute__((always_inline)) void save(char* to, int64_t row_step) {
+        each(to, row_step, kGroup * sizeof(T),
+             [](V sum, char* at) __attribute__((always_inline)) { store(at, sum); });
+    }
+
+    __attribute__((always_inline)) void restore(const char* from) {
+        each(from, COLUMNS * kGroup * sizeof(T), kGroup * sizeof(T),
+             [](V& sum, const char* at) __attribute__((always_inline)) { sum = load<V>(at); });
+    }
+};
+
+template <class T, bool SIGNS, bool UNIT, class Sums>
+MPT_INLINE void add_run(const RealConvTask& t, const RealRun& run, const char* input, Sums& tile) {
+    typedef typename Vector<T>::type V;
+    const int64_t row_step = t.in_row_step;
+    const int64_t pixel_step = UNIT ? kGroup * sizeof(T) : t.in_pixel_step;
+    const int32_t* tap = t.offsets + run.first;
     if constexpr (SIGNS) {
-        for (int32_t i = 0; i < run.negative; ++i)
-            for (int x = 0; x < TILE; ++x)
-                for (int v = 0; v < kVectors<T>; ++v)
-                    sums[x][v] -= load<V>(input + taps[i] + x * t.in_pixel_step + v * sizeof(V));
-        taps += run.negative;
-        for (int32_t i = 0; i < run.positive; ++i)
-            for (int x = 0; x < TILE; ++x)
-                for (int v = 0; v < kVectors<T>; ++v)
-                    sums[x][v] += load<V>(input + taps[i] + x * t.in_pixel_step + v * sizeof(V));
+        for (const int32_t* end = tap + run.negative; tap != end; ++tap)
+            tile.each(input + *tap, row_step, pixel_step,
+                      [](V& sum, const char* at)
+                          __attribute__((always_inline)) { sum -= load<V>(at); });
+        for (const int32_t* end = tap + run.positive; tap != end; ++tap)
+            tile.each(input + *tap, row_step, pixel_step,
+                      [](V& sum, const char* at)
+                          __attribute__((always_inline)) { sum += load<V>(at); });
     } else {
         const T* weights = static_cast<const T*>(t.weights) + run.first;
-        for (int32_t i = 0; i < run.positive; ++i)
-            for (int x = 0; x < TILE; ++x)
-                for (int v = 0; v < kVectors<T>; ++v)
-                    sums[x][v] +=
-                        weights[i] * load<V>(input + taps[i] + x * t.in_pixel_step + v * sizeof(V));
+        for (int32_t i = 0; i < run.positive; ++i) {
+            const T weight = weights[i];
+            tile.each(input + tap[i], row_step, pixel_step,
+                      [=](V& sum, const char* at)
+                          __attribute__((always_inline)) { sum += weight * load<V>(at); });
+        }
     }
 }
 
-template <class T, int TILE>
-MPT_INLINE void finish_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t o, int64_t x,
-                            typename Vector<T>::type (*sums)[kVectors<T>]) {
+MPT_INLINE char* tile_origin(const View& view, int64_t group, int64_t row, int64_t x, int64_t o) {
+    return view.origin + group * view.group_bytes + o * view.channel_bytes +
+           row * view.row_bytes + x * view.pixel_bytes;
+}
+
+// Residual and sign, pixel by pixel: rare, so kept out of the unrolled code.
+template <class T>
+static __attribute__((noinline)) void finish_pixels(const RealConvTask& t, int64_t group,
+                                                    int64_t row, int64_t x, int64_t o, int rows,
+                                                    int columns, const char* sums) {
     typedef typename Vector<T>::type V;
-    char* out = t.output.origin + group * t.output.group_bytes + o * t.output.channel_bytes +
-                row * t.output.row_bytes + x * t.output.pixel_bytes;
-    const char* residual = nullptr;
-    if (t.residual.origin)
-        residual = t.residual.origin + group * t.residual.group_bytes +
-                   o * t.residual.channel_bytes + row * t.residual.row_bytes +
-                   x * t.residual.pixel_bytes;
-    for (int i = 0; i < TILE; ++i) {
-        if (t.scale) {
-            const T scale = T(t.scale[o]), shift = T(t.shift[o]);
-            for (int v = 0; v < kVectors<T>; ++v) sums[i][v] = sums[i][v] * scale + shift;
+    for (int y = 0; y < rows; ++y)
+        for (int i = 0; i < columns; ++i, sums += kGroup * sizeof(T)) {
+            V pixel[kVectors<T>];
+            memcpy(pixel, sums, sizeof pixel);
+            if (t.residual.origin) {
+                const T scale = T(t.residual_scale[o]), shift = T(t.residual_shift[o]);
+                T lanes[kGroup];
+                load_lanes(tile_origin(t.residual, group, row + y, x + i, o), t.residual.kind,
+                           lanes);
+                for (int v = 0; v < kVectors<T>; ++v)
+                    pixel[v] += load<V>(lanes + v * (sizeof(V) / sizeof(T))) * scale + shift;
+            }
+            finish_lanes<T>(pixel, t.operation, tile_origin(t.output, group, row + y, x + i, o));
         }
-        if (residual) {
-            const T scale = T(t.residual_scale[o]), shift = T(t.residual_shift[o]);
-            T lanes[kGroup];
-            load_lanes(residual + i * t.residual.pixel_bytes, t.residual.kind, lanes);
-            for (int v = 0; v < kVectors<T>; ++v)
-                sums[i][v] += load<V>(lanes + v * (sizeof(V) / sizeof(T))) * scale + shift;
-        }
-        finish_lanes<T>(sums[i], t.operation, out + i * t.output.pixel_bytes);
-    }
 }
 
-template <class T, int TILE, bool SIGNS>
+template <class T, int ROWS, int COLUMNS>
+MPT_INLINE void finish_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                            int64_t o, Tile<T, ROWS, COLUMNS>& tile) {
+    typedef typename Vector<T>::type V;
+    if (t.scale) {
+        const T scale = T(t.scale[o]), shift = T(t.shift[o]);
+        tile.each([=](V& sum) __attribute__((always_inline)) { sum = sum * scale + shift; });
+    }
+    if (t.residual.origin || t.operation == Operation::kSign) {
+        char sums[tile.kBytes];
+        tile.save(sums, COLUMNS * kGroup * sizeof(T));
+        finish_pixels<T>(t, group, row, x, o, ROWS, COLUMNS, sums);
+        return;
+    }
+    if (t.operation == Operation::kRelu)
+        tile.each([](V& sum) __attribute__((always_inline)) {
+            sum = sum < 0 ? V{} : sum;  // NaN passes through, as in PyTorch's relu
+        });
+    tile.save(tile_origin(t.output, group, row, x, o), t.output.row_bytes);
+}
+
+template <class T, int ROWS, int COLUMNS, bool SIGNS, bool UNIT>
 static void real_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x, int64_t begin,
                       int64_t end, void* scratch) {
     typedef typename Vector<T>::type V;
+    typedef Tile<T, ROWS, COLUMNS> Sums;
     const char* input = t.input.origin + group * t.input.group_bytes + row * t.in_row_step +
                         x * t.in_pixel_step;
     for (int64_t block = 0; block < t.blocks; ++block) {
         const RealRun* runs = t.runs + block * t.output.channels;
         char* partial = static_cast<char*>(scratch);
-        for (int64_t o = begin; o < end; ++o, partial += sizeof(V) * kVectors<T> * TILE) {
-            V sums[TILE][kVectors<T>] = {};
-            if (block > 0) memcpy(sums, partial, sizeof sums);
-            add_run<T, TILE, SIGNS>(t, runs[o], input, sums);
-            if (block + 1 < t.blocks)
-                memcpy(partial, sums, sizeof sums);
+        for (int64_t o = begin; o < end; ++o, partial += Sums::kBytes) {
+            Sums tile;
+            if (block > 0)
+                tile.restore(partial);
             else
-                finish_tile<T, TILE>(t, group, row, o, x, sums);
+                tile.each([](V& sum) __attribute__((always_inline)) { sum = V{}; });
+            add_run<T, SIGNS, UNIT>(t, runs[o], input, tile);
+            if (block + 1 < t.blocks)
+                tile.save(partial, COLUMNS * kGroup * sizeof(T));
+            else
+                finish_tile(t, group, row, x, o, tile);
         }
     }
 }
 
-template <class T, int TILE, bool SIGNS>
+template <class T, int ROWS, int COLUMNS, bool SIGNS, bool UNIT>
 MPT_INLINE int64_t real_tiles(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
                               int64_t begin, int64_t end, void* scratch) {
-    for (; x + TILE <= t.output.width; x += TILE)
-        real_tile<T, TILE, SIGNS>(t, group, row, x, begin, end, scratch);
+    for (; x + COLUMNS <= t.output.width; x += COLUMNS)
+        real_tile<T, ROWS, COLUMNS, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
     return x;
 }
 
-// Largest tiles that keep the sums in registers, whatever the width of a vector.
-template <class T>
-constexpr int kTile = MPT_VECTOR_BYTES == 64 ? 8 / kVectors<T> * 1
-                                             : (8 / kVectors<T> > 0 ? 8 / kVectors<T> : 1);
+template <class T, int ROWS, bool SIGNS, bool UNIT>
+MPT_INLINE void real_strip(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
+                           int64_t end, void* scratch) {
+    constexpr int columns = kTileColumns<T>;
+    int64_t x = real_tiles<T, ROWS, columns, SIGNS, UNIT>(t, group, row, 0, begin, end, scratch);
+    if constexpr (columns > 2)
+        x = real_tiles<T, ROWS, 2, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
+    if constexpr (columns > 1)
+        real_tiles<T, ROWS, 1, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
+}
 
-template <class T, bool SIGNS>
-MPT_INLINE void real_row(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
-                         int64_t end, void* scratch) {
-    int64_t x = real_tiles<T, kTile<T>, SIGNS>(t, group, row, 0, begin, end, scratch);
-    if constexpr (kTile<T> > 4)
-        x = real_tiles<T, 4, SIGNS>(t, group, row, x, begin, end, scratch);
-    if constexpr (kTile<T> > 2)
-        x = real_tiles<T, 2, SIGNS>(t, group, row, x, begin, end, scratch);
-    if constexpr (kTile<T> > 1) real_tiles<T, 1, SIGNS>(t, group, row, x, begin, end, scratch);
+template <class T, bool SIGNS, bool UNIT>
+MPT_INLINE void real_rows(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
+                          int64_t end, void* scratch) {
+    int64_t rows = t.output.height - row < kTileRows<T> ? t.output.height - row : kTileRows<T>;
+    if constexpr (kTileRows<T> > 2)
+        if (rows == 4) return real_strip<T, 4, SIGNS, UNIT>(t, group, row, begin, end, scratch);
+    if constexpr (kTileRows<T> > 1)
+        for (; rows >= 2; rows -= 2, row += 2)
+            real_strip<T, 2, SIGNS, UNIT>(t, group, row, begin, end, scratch);
+    if (rows > 0) real_strip<T, 1, SIGNS, UNIT>(t, group, row, begin, end, scratch);
+}
+
+// Neighbouring outputs of most layers read neighbouring inputs: a constant distance for those.
+template <class T>
+MPT_INLINE void real_conv_of(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
+                             int64_t end, void* scratch) {
+    const bool unit = t.in_pixel_step == int64_t(kGroup * sizeof(T));
+    if (t.weights)
+        unit ? real_rows<T, false, true>(t, group, row, begin, end, scratch)
+             : real_rows<T, false, false>(t, group, row, begin, end, scratch);
+    else
+        unit ? real_rows<T, true, true>(t, group, row, begin, end, scratch)
+             : real_rows<T, true, false>(t, group, row, begin, end, scratch);
 }
 
 static void real_conv(const RealConvTask& t, int64_t group, int64_t row, int64_t begin, int64_t end,
                       void* scratch) {
-    if (t.input.kind == Kind::kF32) {
-        if (t.weights)
-            real_row<float, false>(t, group, row, begin, end, scratch);
-        else
-            real_row<float, true>(t, group, row, begin, end, scratch);
-    } else {
-        if (t.weights)
-            real_row<double, false>(t, group, row, begin, end, scratch);
-        else
-            real_row<double, true>(t, group, row, begin, end, scratch);
-    }
+    if (t.input.kind == Kind::kF32)
+        real_conv_of<float>(t, group, row, begin, end, scratch);
+    else
+        real_conv_of<double>(t, group, row, begin, end, scratch);
 }
 
 }  // namespace MPT_ISA

@@ -8,18 +8,26 @@
 namespace mpt {
 namespace {
 
-constexpr int64_t kL1Budget = 32 * 1024;
-constexpr int64_t kTapsPerRun = 16;  // fewer, and saving the partial sums costs more than L2 loads
-constexpr int64_t kTilePixels = 8;
+constexpr int64_t kL1Budget = 40 * 1024;
+constexpr int64_t kTapsPerRun = 14;  // fewer, and saving the partial sums costs more than L2 loads
 
-// Input channels per block, so that a tile's slice of them stays in the L1 cache.
+// Input pixels along one axis under a tile of `tile` output pixels (fewer where there are fewer).
+int64_t reach(const Geometry& g, int axis, int64_t tile) {
+    const int64_t kernel = axis == 0 ? g.kernel_h : g.kernel_w;
+    const int64_t output = axis == 0 ? g.output.height : g.output.width;
+    const int64_t span = (std::min(tile, output) - 1) * g.stride[axis] + 1;
+    return span + (kernel - 1) * g.dilation[axis];
+}
+
+// Input channels per block, so that the slice of them under a tile stays in the L1 cache. The same
+// for every instruction set (it decides the order of the sums): that of the largest tile.
 int64_t block_channels(const Geometry& g, int64_t taps, int64_t pixel_bytes) {
-    const int64_t reach = kTilePixels * 64 / pixel_bytes * g.stride[1] +
-                          (g.kernel_w - 1) * g.dilation[1];
-    const int64_t fitting = kL1Budget / (g.kernel_h * reach * pixel_bytes);
+    const int64_t slice = reach(g, 0, 4 * 64 / pixel_bytes) * reach(g, 1, 4) * pixel_bytes;
     const int64_t weights = g.output.channels * g.group_channels;
     const int64_t enough = taps == 0 ? 1 : (kTapsPerRun * weights + taps - 1) / taps;
-    return std::max<int64_t>({1, fitting, enough});
+    const int64_t most = std::max<int64_t>({1, kL1Budget / slice, enough});
+    const int64_t blocks = (g.group_channels + most - 1) / most;
+    return (g.group_channels + blocks - 1) / blocks;
 }
 
 }  // namespace
@@ -110,18 +118,23 @@ void RealConv::run(const KernelTable& kernels, const View& input, const View& ou
     t.operation = affine_.operation;
 
     const bool single = input.kind == Kind::kF32;
-    const int64_t outputs = g.output.channels, rows = g.output.height * active;
-    const int64_t parts = parts_per_row(rows, outputs, threads);
+    const int64_t rows = single ? kernels.rows_f32 : kernels.rows_f64;
+    const int64_t strips = (g.output.height + rows - 1) / rows;
+    const int64_t outputs = g.output.channels;
+    const int64_t parts = parts_per_row(strips * active, outputs, threads);
     const int64_t most = (outputs + parts - 1) / parts;
     const int64_t tile = single ? kernels.tile_f32 : kernels.tile_f64;
     const int64_t scratch_bytes =
         blocks_ > 1 ? (most * tile * kGroup * (single ? 4 : 8) + 63) / 64 * 64 : 0;
-    std::vector<char> scratch(size_t(scratch_bytes * std::max<int64_t>(1, threads)));
-    for_each(rows * parts, threads, [&](int64_t item, int64_t thread) {
-        const int64_t part = item % parts, line = item / parts;
-        kernels.real_conv(t, line / g.output.height, line % g.output.height,
+    // One vector must not straddle two cache lines.
+    std::vector<char> scratch(size_t(scratch_bytes * std::max<int64_t>(1, threads) + 63));
+    char* const aligned = reinterpret_cast<char*>(
+        (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+    for_each(strips * active * parts, threads, [&](int64_t item, int64_t thread) {
+        const int64_t part = item % parts, strip = item / parts;
+        kernels.real_conv(t, strip / strips, strip % strips * rows,
                           outputs * part / parts, outputs * (part + 1) / parts,
-                          scratch.data() + thread * scratch_bytes);
+                          aligned + thread * scratch_bytes);
     });
 }
 
