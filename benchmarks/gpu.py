@@ -53,6 +53,7 @@ def _ternary(shape: Sequence[int], density: float) -> Tensor:
 
 
 def _require_close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
+    got, want = got.detach(), want.detach()
     error = (got.double() - want.double()).square().mean().sqrt()
     scale = want.double().square().mean().sqrt().clamp_min(1e-30)
     relative = float(error / scale)
