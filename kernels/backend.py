@@ -64,8 +64,8 @@ def choose(operation: str, backend: str | None, device_type: str, supported: Seq
     """
     if backend is None:
         for name in supported:
-            # Triton kernels have been checked in the interpreter and compiled ahead of time, but not
-            # yet run on a device: until they have, they run only where they are asked for by name.
+            # Triton kernels have been checked in the interpreter and compiled ahead of time, but
+            # not yet run on a device: until they have, they run only where asked for by name.
             if name != "triton" and _runs(name, device_type):
                 _log_choice(operation, name, device_type)
                 return name
