@@ -40,7 +40,6 @@ def _xnor_patches_kernel(
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     triple = tl.program_id(1)
-    inside = pixel < pixels
     within = (pixel % (Ho * Wo)).to(tl.int32)
     image = pixel // (Ho * Wo)
     top = (within // Wo) * SH - PH
@@ -50,11 +49,16 @@ def _xnor_patches_kernel(
     for k in tl.static_range(3):
         c = (triple % TRIPLES) * 3 + k
         base = rows_ptr + (image * C + first + c) * H * words
+        # Past the last channel no pixel is inside. (As a bound, because the interpreter of Triton
+        # 3.9 turns a broadcast scalar condition into integers, which are no mask.)
+        inside = pixel < tl.where(c < per_group, pixels, 0)
         for r in tl.static_range(3):
             y = top + r * DH
             for s in tl.static_range(3):
                 x = left + s * DW
-                here = inside & (c < per_group) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+                row_inside = (y >= 0) & (y < H)
+                column_inside = (x >= 0) & (x < W)
+                here = inside & row_inside & column_inside
                 word = tl.load(base + y * words + (x >> 5), mask=here, other=0)
                 patch |= ((word >> (x & 31)) & 1) << (k * 9 + r * 3 + s)
     tl.store(patches_ptr + triple.to(tl.int64) * row + pixel, patch)
