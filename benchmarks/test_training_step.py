@@ -23,7 +23,7 @@ def test_resnet18_step(
     measured: Measure, gradient: bool, selection: str, amp: str, threads: int
 ) -> None:
     torch.manual_seed(0)
-    config = mpt.TicketConfig(sparsity=0.5, selection=selection)  # type: ignore[arg-type]
+    config = mpt.TicketConfig(sparsity=0.5, selection=selection)  # type: ignore[arg-type]  # a parameter of pytest
     model = models.build("resnet18", config=config).to(memory_format=torch.channels_last)
     layers = list(ticket_layers(model).values())
     scores = [layer.scores for layer in layers]
