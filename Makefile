@@ -3,15 +3,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ENGINE := $(shell find kernels -name '*.cpp' -o -name '*.h')
+ENGINE := $(shell find kernels -name '*.cpp' -o -name '*.h') kernels/cpu/build.py
 
-.PHONY: help demo test lint typecheck format bench sanitize clean
+.PHONY: help demo test test-kernels test-others lint typecheck format bench sanitize sanitize-plain compilers clean
 
 help:
 	@echo "make demo      find, pack and run a ticket on real images; writes mpt-demo/report.html"
 	@echo "make test      lint, type check and the whole test suite"
 	@echo "make bench     CPU benchmarks against PyTorch; writes benchmarks/RESULTS.md"
-	@echo "make sanitize  the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize  the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer;"
+	@echo "               sanitize-plain: its plain-word build alone"
+	@echo "make compilers the engine with every installed compiler, warnings as errors"
 	@echo "make lint      ruff and mypy only"
 	@echo "make clean     remove .venv and everything built"
 
@@ -33,9 +35,16 @@ $(VENV)/.engine: $(VENV)/.installed $(ENGINE)
 demo: $(VENV)/.engine
 	@$(BIN)/mpt-fast demo
 
+# Two processes that take about as long: the operations and packed networks, and all others.
 test: lint
-	@echo "Running the tests (about ten minutes on two cores)..."
-	@$(BIN)/python -m pytest -q
+	@echo "Running the tests in two processes, whose output follows when each is done..."
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-kernels test-others
+
+test-kernels:
+	@$(BIN)/python -m pytest -q tests/kernels tests/packed tests/runtime
+
+test-others:
+	@$(BIN)/python -m pytest -q tests --ignore=tests/kernels --ignore=tests/packed --ignore=tests/runtime
 
 lint: $(VENV)/.engine
 	@echo "Checking style and types..."
@@ -59,6 +68,12 @@ bench: $(VENV)/.engine
 # A separate copy of the engine, so that the ordinary one stays fast.
 sanitize: $(VENV)/.engine
 	@$(BIN)/python -m benchmarks.sanitize
+
+sanitize-plain: $(VENV)/.engine
+	@$(BIN)/python -m benchmarks.sanitize --plain
+
+compilers: $(VENV)/.engine
+	@$(BIN)/python -m benchmarks.compilers
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .typecheck kernels/*.so

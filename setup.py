@@ -3,6 +3,9 @@
 The engine is one extension, `mpt_fast.kernels._cpu`. Files named `*_avx512.cpp` and `*_avx2.cpp`
 are compiled for that instruction set and entered only after a run-time check of the processor;
 all other files use the compiler's baseline, so one wheel runs on every machine of its platform.
+
+MPT_FAST_ISAS says otherwise, for tests: "plain" leaves those files out, "emulated512" adds the
+64-byte kernels without their instructions, "native" is the default; a comma joins two of them.
 """
 
 import functools
@@ -11,24 +14,20 @@ import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
+from runpy import run_path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
-FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
-ISA_FLAGS = {
-    "_avx512.cpp": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
-        "-mfma",
-        "-mavx2",
-        "-mprefer-vector-width=512",
-    ],
-    "_avx2.cpp": ["-mavx2", "-mfma"],
-}
+BUILD = run_path("kernels/cpu/build.py")
+FLAGS, ISA_FLAGS = BUILD["FLAGS"], BUILD["ISA_FLAGS"]
+EMULATED = "tests/engine/kernels_emulated512_avx2.cpp"
+BUILT = os.environ.get("MPT_FAST_ISAS", "native").split(",")
+if not {"native", "plain", "emulated512"}.issuperset(BUILT):
+    raise SystemExit(f"MPT_FAST_ISAS={','.join(BUILT)}: use native, plain, emulated512")
+NATIVE = X86 and "native" in BUILT
 
 
 class OptionalBuildExt(build_ext):
@@ -51,18 +50,27 @@ class OptionalBuildExt(build_ext):
 
         ext.include_dirs.append(pybind11.get_include())
         sanitize = os.environ.get("MPT_FAST_SANITIZE")
-        extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"] if sanitize else ["-g0"]
+        extra = ["-g0"]
+        bindings: list[str] = []
+        if sanitize:  # at -O1, which compiles in a fraction of the time and keeps the lines apart
+            extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"]
+            extra.append("-DMPT_SANITIZED")
+            # What these files hold is nearly all pybind11's, and takes minutes to instrument fully.
+            bindings = ["-fno-sanitize=undefined", "-O0"]
         ext.extra_compile_args = FLAGS + extra
         ext.extra_link_args = list(extra)
         if sys.platform != "darwin":
             ext.extra_compile_args.append("-fopenmp")
             ext.extra_link_args.append("-fopenmp")
         compile_one = self.compiler._compile
+        file_flags = {**ISA_FLAGS, "cpu/module.cpp": [f'-DMPT_SOURCE_DIGEST="{digest()}"']}
 
         def compile_with_isa(obj, src, suffix, cc_args, postargs, pp_opts):  # type: ignore[no-untyped-def]
-            for ending, flags in ISA_FLAGS.items():
+            for ending, flags in file_flags.items():
                 if src.endswith(ending):
                     postargs = [*postargs, *flags]
+            if bindings and "cpu/bindings.h" in Path(src).read_text(encoding="utf-8"):
+                postargs = [*postargs, *bindings]
             return compile_one(obj, src, suffix, cc_args, postargs, pp_opts)
 
         self.compiler._compile = compile_with_isa
@@ -103,7 +111,19 @@ def compile_in_parallel(  # type: ignore[no-untyped-def]
 
 def sources() -> list[str]:
     files = sorted(glob("kernels/**/*.cpp", recursive=True))
-    return [f for f in files if X86 or not f.endswith(tuple(ISA_FLAGS))]
+    files = [f for f in files if NATIVE or not f.endswith(tuple(ISA_FLAGS))]
+    return files + [EMULATED] * ("emulated512" in BUILT)
+
+
+def macros() -> list[tuple[str, str | None]]:
+    """What a test build has more or less of."""
+    found: list[tuple[str, str | None]] = [("MPT_PLAIN_ONLY", None)] if not NATIVE else []
+    return found + [("MPT_EMULATED512", None)] * ("emulated512" in BUILT)
+
+
+def digest() -> str:
+    """What `mpt_fast.kernels.cpu` knows a stale engine by."""
+    return str(BUILD["source_digest"](Path("kernels")))
 
 
 setup(
@@ -123,6 +143,7 @@ setup(
             sources=sources(),
             depends=sorted(glob("kernels/**/*.h", recursive=True)),
             include_dirs=["kernels"],
+            define_macros=macros(),
             language="c++",
         )
     ],

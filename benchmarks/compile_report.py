@@ -5,10 +5,15 @@ reads registers, spills, shared memory and the tensor-core instruction out of th
 writes `benchmarks/results/compile_report.json` and a Markdown table beside it, and exits with 1
 where a check fails:
 
-- no kernel spills registers;
-- on sm_90 the products of convolution and matrix kernels are HGMMA;
+- no kernel spills registers or takes more shared memory than a block of the target may have;
+- the products of convolution and matrix kernels run on tensor cores: on sm_90 they are warpgroup
+  instructions (HGMMA, IGMMA) and nothing else, and their operands are copied asynchronously;
 - the bit-sliced inner loop loads 128 bits at a time and spends at most 2.5 LOP3 per tap-word;
 - the popcount inner loop spends one POPC per word.
+
+A kernel whose loop is not found fails its check: nothing passes by being overlooked. With
+`--operation` or `--target` the report keeps its other rows of the same Triton, so that it can be
+made in parts; it is written after every operation.
 """
 
 import argparse
@@ -32,7 +37,10 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-TENSOR_CORE = re.compile(r"\b(HGMMA|UTC\w*MMA|HMMA|IMMA|QGMMA|v_mfma_\w+)")
+TENSOR_CORE = re.compile(r"\b(HGMMA|IGMMA|QGMMA|UTC\w*MMA|HMMA|IMMA|v_mfma_\w+)")
+WARPGROUP = {"HGMMA", "IGMMA", "QGMMA"}
+# Most shared memory of a block: 163, 227 and 227 KiB after what the system takes; 64 KiB of LDS.
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 LOP3_LIMIT = 2.5
 
 
@@ -82,8 +90,19 @@ def compile_case(case: Any, target: str) -> Any:
     source = ASTSource(
         case.kernel, signature, constants, {place: [["tt.divisibility", 16]] for place in aligned}
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {
+        "num_warps": case.num_warps,
+        "num_stages": case.num_stages,
+        "enable_fp_fusion": case.fp_fusion,
+        **case.registers.options(major_capability(target)),
+    }
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+
+
+def major_capability(target: str) -> int | None:
+    """Major compute capability of a target; None for AMD's."""
+    backend, architecture, _ = TARGETS[target]
+    return int(architecture) // 10 if backend == "cuda" else None
 
 
 def inspect(operation: str, case: Any, target: str) -> Row:
@@ -100,13 +119,14 @@ def inspect(operation: str, case: Any, target: str) -> Row:
         # Local memory that is not a stack array is spilled registers.
         spills = len(re.findall(r"\b(?:STL|LDL)\b", text))
     found = sorted(set(TENSOR_CORE.findall(text)))
-    counts, failures = _loop_counts(case, target, text)
+    counts, failures = loop_counts(case, target, text)
     if spills:
         failures.append(f"{spills} spills")
-    if case.tensor_core and not found:
-        failures.append("no tensor-core instruction")
-    if case.tensor_core and target == "sm_90" and "HGMMA" not in found:
-        failures.append(f"no HGMMA on sm_90, found {found}")
+    shared = compiled.metadata.shared
+    if shared > SHARED_LIMIT[target]:
+        failures.append(f"{shared} bytes of shared memory, a block may have {SHARED_LIMIT[target]}")
+    if case.tensor_core:
+        failures += product_failures(case, target, found, text, counts)
     return Row(
         operation,
         case.kernel.fn.__name__,
@@ -114,11 +134,25 @@ def inspect(operation: str, case: Any, target: str) -> Row:
         target,
         registers,
         spills,
-        compiled.metadata.shared,
+        shared,
         " ".join(found),
         counts,
         tuple(failures),
     )
+
+
+def product_failures(
+    case: Any, target: str, found: Sequence[str], text: str, counts: dict[str, float]
+) -> list[str]:
+    """What is wrong with a tensor-core product; adds its asynchronous copies to `counts`."""
+    failures = [] if found else ["no tensor-core instruction"]
+    if target == "sm_90" and not (found and WARPGROUP.issuperset(found)):
+        failures.append(f"not only warpgroup products on sm_90: {' '.join(found) or 'none'}")
+    if target != "gfx942":
+        counts["async_copies"] = len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", text))
+        if case.asynchronous and not counts["async_copies"]:
+            failures.append("operands are not copied asynchronously")
+    return failures
 
 
 def _field(text: str, pattern: str) -> int:
@@ -178,38 +212,38 @@ def opcodes(instructions: Sequence[str]) -> Counter[str]:
     return counter
 
 
-def _loop_counts(case: Any, target: str, text: str) -> tuple[dict[str, float], list[str]]:
-    """Instructions per word of the inner loops that `case.checks` speaks of, on NVIDIA.
-
-    checks: "bitsliced": tap-words of one thread in one turn of the adder loop; "popcount":
-    whether there is a popcount loop.
-    """
+def loop_counts(case: Any, target: str, text: str) -> tuple[dict[str, float], list[str]]:
+    """Instructions per word of the inner loops that `case.checks` speaks of."""
     counts: dict[str, float] = {}
     failures: list[str] = []
-    if target == "gfx942" or not case.checks:
+    if target == "gfx942":
+        if "popcount" in case.checks and "v_bcnt_u32_b32" not in text:
+            failures.append("no v_bcnt")
         return counts, failures
-    inner = [opcodes(loop) for loop in loops(text)]
+    inner = [opcodes(loop) for loop in loops(text)] if case.checks else []
     if "bitsliced" in case.checks:
+        words = case.checks["bitsliced"]
         adders = [loop for loop in inner if loop["LOP3"] > 16 and loop["LDG"]]
-        if not adders:
-            failures.append("no adder loop found")
-        for loop in adders:
-            words = case.checks["bitsliced"]
-            counts["lop3_per_tap_word"] = max(
-                counts.get("lop3_per_tap_word", 0.0), loop["LOP3"] / words
-            )
-            if loop["LDG.128"] * 4 < words:
-                failures.append(f"{loop['LDG.128']} LDG.128 for {words} words")
-        if counts.get("lop3_per_tap_word", 0.0) > LOP3_LIMIT:
-            failures.append(f"{counts['lop3_per_tap_word']:.2f} LOP3 per tap-word")
+        if len(adders) != 2:
+            failures.append(f"{len(adders)} adder loops, expected positive and negative taps")
+        worst = max((loop["LOP3"] / words for loop in adders), default=0.0)
+        counts["lop3_per_tap_word"] = worst
+        if worst > LOP3_LIMIT:
+            failures.append(f"{worst:.2f} LOP3 per tap-word")
+        failures += [
+            f"{loop['LDG.128']} LDG.128 for {words} words"
+            for loop in adders
+            if loop["LDG.128"] * 4 < words
+        ]
     if "popcount" in case.checks:
-        loop = max(inner, key=lambda found: found["POPC"], default=Counter())
-        # The compiler may unroll the loop: the words of a turn are what it loads.
-        words = 4 * loop["LDG.128"]
-        counts["popc_per_word"] = loop["POPC"] / max(1, words)
-        counts["lop3_per_word"] = loop["LOP3"] / max(1, words)
-        if not words or loop["POPC"] != words:
-            failures.append(f"{loop['POPC']} POPC for {words} words in 128-bit loads")
+        words = case.checks["popcount"]
+        loop = max(inner, key=lambda found: found["POPC"] * found["LOP3"], default=Counter())
+        # The compiler may unroll the loop; its loads tell how many turns there are.
+        turns = loop["LDG"] // case.checks["loads"]
+        counts["popc_per_word"] = loop["POPC"] / max(1, turns * words)
+        counts["lop3_per_word"] = loop["LOP3"] / max(1, turns * words)
+        if not turns or loop["POPC"] != turns * words:
+            failures.append(f"{loop['POPC']} POPC in {turns} turns of {words} words")
     return counts, failures
 
 
@@ -246,25 +280,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import triton
 
-    rows, failed = [], 0
-    for operation, case in cases(chosen.operation or operations()):
-        for target in chosen.target or TARGETS:
-            row = inspect(operation, case, target)
-            rows.append(row)
-            failed += bool(row.failures)
-            print(
-                f"{row.kernel} [{row.configuration}] {target}: {row.registers} registers, "
-                f"{row.spills} spills, {row.shared_bytes} B shared {row.tensor_core} "
-                f"{row.counts or ''} {'; '.join(row.failures) or 'ok'}",
-                flush=True,
-            )
     versions = {"triton": triton.__version__}
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    report = {"versions": versions, "rows": [dataclasses.asdict(row) for row in rows]}
-    (chosen.output / "compile_report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (chosen.output / "compile_report.md").write_text(markdown(rows, versions))
-    print(f"{len(rows)} compiled, {failed} with failed checks")
+    targets = chosen.target or list(TARGETS)
+    compiled, failed = 0, 0
+    for operation in chosen.operation or operations():
+        rows = []
+        for _, case in cases([operation]):
+            for target in targets:
+                rows.append(inspect(operation, case, target))
+                failed += bool(rows[-1].failures)
+                print(_line(rows[-1]), flush=True)
+        compiled += len(rows)
+        others = [
+            row
+            for row in read(chosen.output, versions)
+            if row.operation in operations()
+            and (row.operation != operation or row.target not in targets)
+        ]
+        write(chosen.output, [*others, *rows], versions)
+    print(f"{compiled} compiled, {failed} with failed checks")
     return 1 if failed else 0
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.kernel} [{row.configuration}] {row.target}: {row.registers} registers, "
+        f"{row.spills} spills, {row.shared_bytes} B shared {row.tensor_core} "
+        f"{row.counts or ''} {'; '.join(row.failures) or 'ok'}"
+    )
+
+
+def read(folder: Path, versions: dict[str, str]) -> list[Row]:
+    """The rows of the report in `folder`; none where another Triton made them."""
+    path = folder / "compile_report.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if report.get("versions") != versions:
+        return []
+    return [Row(**{**row, "failures": tuple(row["failures"])}) for row in report["rows"]]
+
+
+def write(folder: Path, rows: Sequence[Row], versions: dict[str, str]) -> None:
+    """Both files, sorted by operation, then as the operation lists its cases, then by target."""
+    order = list(TARGETS)
+    places: dict[tuple[str, str, str], int] = {}
+    for row in rows:
+        places.setdefault((row.operation, row.kernel, row.configuration), len(places))
+    ordered = sorted(
+        rows,
+        key=lambda row: (
+            row.operation,
+            places[row.operation, row.kernel, row.configuration],
+            order.index(row.target),
+        ),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"versions": versions, "rows": [dataclasses.asdict(row) for row in ordered]}
+    for name, text in (
+        ("compile_report.json", json.dumps(report, indent=1) + "\n"),
+        ("compile_report.md", markdown(ordered, versions)),
+    ):
+        beside = folder / f"{name}.part"
+        beside.write_text(text)
+        beside.replace(folder / name)
 
 
 if __name__ == "__main__":

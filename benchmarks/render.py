@@ -1,35 +1,46 @@
 """benchmarks/RESULTS.md from benchmarks/results/cpu.json."""
 
+import re
 import statistics
 from typing import Any
 
-Case = dict[str, Any]
+from benchmarks import planner
+
+Cell = dict[str, Any]
 
 HEAD = """# CPU results
 
 Written by `make bench` (`python -m benchmarks.run`) from `benchmarks/results/cpu.json`; not edited
 by hand. A cell is how many times faster the packed or selected side is: the ratio of medians of
 runs taken by turns in one process with equal threads, and in brackets the 20th to 80th percentile
-of the rounds' ratios. Baselines are eager PyTorch at the faster of its settings. Clocks of shared
-machines are noisy: read the spread.
+of the rounds' ratios. Baselines are eager PyTorch in fp32 at the faster of its settings (NCHW,
+channels_last, batch norms folded). Other engines, on the dense network, are printed beside:
+how many times faster than the same baseline they are. Clocks of shared machines are noisy: read
+the spread. One table alone: `mpt-fast bench cpu`, or `python -m benchmarks.run --only layers`.
 """
 
 
-def render(cases: dict[str, Case]) -> str:
-    """The whole page: one table per `table`, in the order of first appearance."""
-    tables: dict[str, list[Case]] = {}
-    for case in cases.values():
-        tables.setdefault(case["table"], []).append(case)
-    parts = [HEAD]
-    for title in sorted(tables):
-        parts.append(_table(title, tables[title]))
+def render(data: dict[str, Any]) -> str:
+    """The whole page."""
+    tables: dict[str, list[Cell]] = {}
+    for cell in data["cells"].values():
+        tables.setdefault(cell["table"], []).append(cell)
+    parts = [HEAD, *(_table(title, tables[title]) for title in sorted(tables))]
+    for name, section in (
+        ("usage", _usage),
+        ("roofline", _roofline),
+        ("sweeps", _sweeps),
+        ("planner", _planner),
+    ):
+        if name in data:
+            parts.append("\n".join([*section(data[name]), "", _measured([data[name]]), ""]))
     return "\n".join(parts)
 
 
-def _table(title: str, cases: list[Case]) -> str:
-    columns = list(dict.fromkeys(case["column"] for case in sorted(cases, key=_column_order)))
-    rows = list(dict.fromkeys(case["row"] for case in sorted(cases, key=_row_order)))
-    cells = {(case["row"], case["column"]): case for case in cases}
+def _table(title: str, cells: list[Cell]) -> str:
+    columns = list(dict.fromkeys(cell["column"] for cell in sorted(cells, key=_column_order)))
+    rows = list(dict.fromkeys(cell["row"] for cell in sorted(cells, key=_row_order)))
+    places = {(cell["row"], cell["column"]): cell for cell in cells}
     lines = [
         f"## {title}",
         "",
@@ -37,58 +48,155 @@ def _table(title: str, cases: list[Case]) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for row in rows:
-        texts = [_cell(cells.get((row, column))) for column in columns]
-        lines.append(f"| {row} | " + " | ".join(texts) + " |")
-    # A mean over rows says something only where all are measured against one kind of baseline;
-    # what follows the comma is the setting of it that was fastest.
-    kinds = {case["baseline"].split(",")[0] for case in cases}
-    ratios_only = all(case.get("format", "ratio") == "ratio" for case in cases)
-    if len(rows) > 1 and len(kinds) == 1 and ratios_only:
+        here = [places.get((row, column)) for column in columns]
+        lines.append(f"| {row} | " + " | ".join(map(_cell, here)) + " |")
+        lines += _beside(next(cell for cell in here if cell), len(columns))
+    lines += _means(rows, columns, places)
+    baselines = sorted({cell["baseline"] for cell in cells})
+    return "\n".join([*lines, "", f"Against: {'; '.join(baselines)}. {_measured(cells)}", ""])
+
+
+def _means(rows: list[str], columns: list[str], places: dict[tuple[str, str], Cell]) -> list[str]:
+    """Geometric means over the rows of like kind: those of one batch size."""
+    cells = places.values()
+    # A mean says something only where all are measured against one kind of baseline; what follows
+    # the comma is the setting of it that was fastest.
+    kinds = {cell["baseline"].split(",")[0] for cell in cells}
+    if len(kinds) > 1 or any(cell.get("format", "ratio") != "ratio" for cell in cells):
+        return []
+    groups: dict[Any, list[str]] = {}
+    for row in rows:
+        batch = next(cell for (own, _), cell in places.items() if own == row).get("batch")
+        groups.setdefault(batch, []).append(row)
+    lines = []
+    for batch, group in groups.items():
+        if len(group) < 2:
+            continue
         means = []
         for column in columns:
-            ratios = [cells[row, column]["ratio"] for row in rows if (row, column) in cells]
-            means.append(f"{statistics.geometric_mean(ratios):.3g} ×")
-        lines.append("| geometric mean | " + " | ".join(means) + " |")
-    return "\n".join([*lines, "", _footnote(cases), ""])
+            ratios = [places[row, column]["ratio"] for row in group if (row, column) in places]
+            full = len(ratios) == len(group)
+            means.append(f"**{statistics.geometric_mean(ratios):.3g} ×**" if full else "")
+        name = "geometric mean" + (f", batch {batch}" if len(groups) > 1 else "")
+        lines.append(f"| {name} | " + " | ".join(means) + " |")
+    return lines
 
 
-def _cell(case: Case | None) -> str:
-    if case is None:
+def _beside(cell: Cell, columns: int) -> list[str]:
+    lines = []
+    for name, seconds in cell.get("beside", {}).items():
+        if isinstance(seconds, str):
+            text = f"{name}: {seconds.replace('|', '/')}"
+        else:
+            text = f"{name}: {cell['baseline_seconds'] / seconds:.3g} ×"
+        lines.append(f"| ↳ {text} |" + " |" * columns)
+    return lines
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
         return "not measured"
-    if case.get("format") == "share":
-        return f"{100 / case['ratio']:.2g} % of {case['baseline_seconds'] * 1e3:.0f} ms"
-    return f"{case['ratio']:.3g} × ({case['ratio_p20']:.3g}–{case['ratio_p80']:.3g})"
+    if cell.get("format") == "share":
+        return f"{100 / cell['ratio']:.2g} % of {cell['baseline_seconds'] * 1e3:.0f} ms"
+    return f"{cell['ratio']:.3g} × ({cell['ratio_p20']:.3g}–{cell['ratio_p80']:.3g})"
 
 
-def _footnote(cases: list[Case]) -> str:
+def _measured(entries: list[dict[str, Any]]) -> str:
     machines = {
-        f"{c['machine']['cpu']}, {c['machine']['cores']} cores, torch {c['machine']['torch']}, "
-        f"Python {c['machine']['python']}"
-        for c in cases
+        f"{m['cpu']}, {m['cores']} cores, torch {m['torch']}, Python {m['python']}, "
+        f"mpt_fast {m['mpt_fast']}"
+        for m in (entry["machine"] for entry in entries)
     }
-    baselines = sorted({case["baseline"] for case in cases})
-    threads = sorted({case["threads"] for case in cases})
-    dates = sorted({case["date"] for case in cases})
+    threads = sorted({entry["threads"] for entry in entries if "threads" in entry})
+    isas = sorted({entry["isa"] for entry in entries if "isa" in entry})
+    dates = sorted({entry["date"] for entry in entries})
     span = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     return (
-        f"Against: {'; '.join(baselines)}. Threads: {', '.join(map(str, threads))}. "
-        f"Measured {span} on {'; '.join(sorted(machines))}."
+        (f"Threads: {', '.join(map(str, threads))}. " if threads else "")
+        + (f"Engine: {', '.join(isas)}. " if isas else "")
+        + f"Measured {span} on {'; '.join(sorted(machines))}."
     )
 
 
-def _column_order(case: Case) -> tuple[float, str]:
-    digits = "".join(c for c in case["column"] if c.isdigit())
-    return (float(digits) if digits else 0.0, case["column"])
+def _usage(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Start-up and memory of ResNet-18, 90% pruned",
+        "",
+        "In a fresh process: `runtime.load` to the first result, after the import; and what "
+        "memory the network adds, resident, when loaded and at the peak of a call, against the "
+        "packed file's size plus 1.5 times the largest pair of neighbouring activations of one "
+        "block.",
+        "",
+        "| | load to first result | import before it | loaded | peak while running | allowed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["networks"]:
+        lines.append(
+            f"| {row['network']}, batch {row['batch']} | {row['load_seconds']:.3f} s "
+            f"| {row['import_seconds']:.3f} s | {row['loaded_bytes'] / 1e6:.1f} MB "
+            f"| {row['running_bytes'] / 1e6:.1f} MB "
+            f"| {row['allowed_bytes'] / 1e6:.1f} MB |"
+        )
+    return lines
 
 
-def _row_order(case: Case) -> tuple[float, str]:
-    return (0.0, case["row"]) if not case["row"][0].isdigit() else (_number(case["row"]), "")
+def _roofline(found: dict[str, Any]) -> list[str]:
+    limits = found["limits"]
+    sizes = {int(size): rate for size, rate in limits["loads"].items()}
+    lines = [
+        "## Roofline of the bit-sliced inner loop",
+        "",
+        f"Vectors of {limits['vector_bytes']} bytes ({limits['isa']}), one thread, batch 512. "
+        f"Measured limits in 10⁹ per second: full adders {limits['adders'] / 1e9:.2f}; adders that "
+        f"load an operand from L1 {limits['loads_with_adders'] / 1e9:.2f}; loads from "
+        + ", ".join(f"{size >> 10} KiB {rate / 1e9:.2f}" for size, rate in sorted(sizes.items()))
+        + ". A cell is kept taps times vectors per second, in 10⁹, and its share of the smaller of "
+        "the load limit for its slice of the input and the rate of adders that load.",
+        "",
+        "![roofline](results/roofline.png)",
+        "",
+    ]
+    densities = sorted({point["density"] for point in found["points"]}, reverse=True)
+    lines += [
+        "| | " + " | ".join(f"density {density:g}" for density in densities) + " |",
+        "|---" * (len(densities) + 1) + "|",
+    ]
+    for layer in dict.fromkeys(point["layer"] for point in found["points"]):
+        own = {p["density"]: p for p in found["points"] if p["layer"] == layer}
+        cells = [f"{own[d]['rate'] / 1e9:.2f} ({own[d]['share']:.0%})" for d in densities]
+        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
+    return lines
 
 
-def _number(text: str) -> float:
-    digits = ""
-    for character in text:
-        if not character.isdigit():
-            break
-        digits += character
-    return float(digits)
+def _sweeps(found: dict[str, Any]) -> list[str]:
+    return [
+        "## How time grows",
+        "",
+        "Packed side alone, medians; one thread except in the last panel. Networks are 90 % "
+        "pruned; binary ones and layers at batch 512, float ones at 64, except where batch is the "
+        "axis.",
+        "",
+        "![time against density, batch, width and threads](results/growth.png)",
+    ]
+
+
+def _planner(found: dict[str, Any]) -> list[str]:
+    return [
+        "## Cost model against the clock",
+        "",
+        f"Fitted in {found['fit_seconds']:.2f} s ({found['isa']}). Errors of the prediction on "
+        "layers and networks that it was not fitted on (`python -m benchmarks.planner`).",
+        "",
+        *planner.table(found),
+    ]
+
+
+def _column_order(cell: Cell) -> tuple[float, str]:
+    digits = re.sub(r"[^0-9.]", "", cell["column"])
+    return (float(digits) if digits else 0.0, cell["column"])
+
+
+def _row_order(cell: Cell) -> tuple[float, str, float]:
+    """Layers by their channels, networks by batch (large first) and name."""
+    leading = re.match(r"\d+", cell["row"])
+    return (float(leading.group()) if leading else -float(cell.get("batch", 0)), cell["row"], 0)

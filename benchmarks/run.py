@@ -1,33 +1,71 @@
-"""Runs the CPU benchmarks and renders their tables.
+"""Measures everything that RESULTS.md shows and renders it.
 
-    python -m benchmarks.run [pytest arguments, such as -k selection]
+    python -m benchmarks.run [--mode quick|standard|full] [--only PART ...] [--fresh] [--render]
 
-Results are merged into benchmarks/results/cpu.json, a case of the same name replacing the older
-one, and benchmarks/RESULTS.md is rendered from that file alone.
+Parts: layers, networks, scaling, usage, roofline, sweeps, planner, training (the pytest files).
+Results are kept in benchmarks/results/cpu.json case by case: a run that was stopped goes on where
+it was, and what is there for this processor, engine build and mode is not measured again unless
+--fresh. The machine should do nothing else meanwhile.
 """
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import mpt_fast as mpt
+from benchmarks import planner, plots, roofline, sweeps
 from benchmarks.render import render
+from benchmarks.store import Store
+from mpt_fast.benchmark import MODES, Case, cases, scaling_cases
+from mpt_fast.benchmark.run import images, run_case, ticket
+from mpt_fast.benchmark.usage import memory, neighbouring_bytes, startup
+from mpt_fast.kernels import cpu
+from mpt_fast.measure import machine
+from mpt_fast.runtime.engine import CompiledProgram
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "cpu.json"
+RESULTS = HERE / "results"
+PARTS = ("layers", "networks", "scaling", "usage", "roofline", "sweeps", "planner", "training")
 
 
-def cases_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """One entry per benchmark, by test id: what RESULTS.md needs, and when it was measured."""
-    cases = {}
-    for entry in report["benchmarks"]:
-        cases[entry["fullname"]] = entry["extra_info"] | {"date": report["datetime"][:10]}
-    return cases
+def usage() -> list[dict[str, Any]]:
+    """Start-up time and memory of the packed ResNet-18, binary and float."""
+    found = []
+    for kind, batch in (("binary", 512), ("relu", 64)):
+        packed = mpt.pack(ticket("resnet18", kind, 0.9), images(1, (3, 32, 32)), "cpu", threads=1)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.mpt"
+            file_bytes = packed.save(path).file_bytes
+            times, peak = startup(path), memory(path, batch)
+        lanes = CompiledProgram(packed.program, "f32").block_lanes(batch)
+        found.append(
+            {
+                "network": f"resnet18 {kind}",
+                "batch": batch,
+                "import_seconds": times["import"],
+                "load_seconds": times["load"],
+                "loaded_bytes": peak["loaded"],
+                "running_bytes": peak["running"],
+                "file_bytes": file_bytes,
+                "allowed_bytes": file_bytes + 1.5 * neighbouring_bytes(packed.program, lanes),
+            }
+        )
+    return found
 
 
-def main(arguments: list[str]) -> int:
+def training(arguments: list[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status and cells of the pytest-benchmark files."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "report.json"
         code = subprocess.run(
@@ -36,13 +74,80 @@ def main(arguments: list[str]) -> int:
             cwd=HERE.parent,
         ).returncode  # fmt: skip
         if not raw.exists() or not raw.stat().st_size:
-            return code or 1
+            return code or 1, []
         report = json.loads(raw.read_text())
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known.update(cases_of(report))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    (HERE / "RESULTS.md").write_text(render(known))
+    day = {"date": report["datetime"][:10]}
+    return code, [entry["extra_info"] | day for entry in report["benchmarks"]]
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--mode", choices=list(MODES), default="standard")
+    parser.add_argument("--only", action="append", choices=PARTS, help="only these parts")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--render", action="store_true", help="measure nothing, only render")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    chosen = parser.parse_args(arguments)
+    store, code = Store(), 0
+    if not chosen.render:
+        code = measure(store, chosen)
+    if "sweeps" in store.data:
+        plots.growth(store.data["sweeps"]["curves"], RESULTS / "growth.png")
+    if "roofline" in store.data:
+        plots.roofline(store.data["roofline"], RESULTS / "roofline.png")
+    (HERE / "RESULTS.md").write_text(render(store.data))
+    return code
+
+
+def measure(store: Store, chosen: argparse.Namespace) -> int:
+    """Runs what is not there yet; the exit status."""
+    mode, parts = MODES[chosen.mode], chosen.only or PARTS
+    stamp = {
+        "mode": chosen.mode,
+        "processor": machine()["cpu"],
+        "isa": cpu.engine().isas()[0],
+        "engine": cpu.engine().source_digest,
+    }
+    facts = {"machine": machine(), "date": date.today().isoformat(), "mode": chosen.mode}
+
+    def part(key: str, work: Callable[[], None]) -> None:
+        if store.has(key, stamp) and not chosen.fresh:
+            return
+        start = time.perf_counter()
+        work()
+        print(f"{time.perf_counter() - start:6.1f} s  {key}", flush=True)
+
+    wanted = [c for c in cases(mode) if f"{c.kind}s" in parts]
+    if "scaling" in parts and len(os.sched_getaffinity(0)) > 1:
+        wanted += scaling_cases(2, max(mode.batches))
+
+    def add_case(case: Case) -> None:
+        store.add_cells(case.key, stamp, run_case(case, mode))
+
+    for case in wanted:
+        part(case.key, partial(add_case, case))
+    torch.set_num_threads(1)
+    seconds = mode.seconds / 4
+    others: dict[str, Callable[[], dict[str, Any]]] = {
+        "usage": lambda: {"networks": usage()},
+        "roofline": lambda: roofline.roofline(seconds),
+        "sweeps": lambda: {"curves": sweeps.sweeps(seconds)},
+        "planner": planner.report,
+    }
+
+    def add_other(key: str) -> None:
+        store.add(key, stamp, facts | others[key]())
+
+    for key in (key for key in others if key in parts):
+        part(key, partial(add_other, key))
+    code = 0
+    if "training" in parts and (chosen.fresh or not store.has("training", stamp)):
+        code, cells = training(chosen.pytest)
+        store.add_cells("training", stamp if code == 0 else {}, cells)
     return code
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "biprop",
     "cli",
     "data",
     "functional",
@@ -22,6 +23,7 @@ _SUBMODULES = (
     "report",
     "runtime",
     "selection",
+    "sparse",
     "training",
 )
 _NAMES = {
@@ -35,11 +37,13 @@ _NAMES = {
     "pack": "mpt_fast.packed",
     "load": "mpt_fast.packed",
     "acceleration_rate": "mpt_fast.measure",
+    "load_biprop_checkpoint": "mpt_fast.biprop",
 }
 
 __all__ = ["__version__", *_SUBMODULES, *_NAMES]
 
 if TYPE_CHECKING:
+    from mpt_fast.biprop import load_biprop_checkpoint as load_biprop_checkpoint
     from mpt_fast.config import TicketConfig as TicketConfig
     from mpt_fast.conversion import convert as convert
     from mpt_fast.measure import acceleration_rate as acceleration_rate

@@ -21,6 +21,7 @@ WeightInit = Literal[
 ScoreInit = Literal["kaiming_uniform", "raw"]
 FanMode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["relu", "leaky_relu", "linear", "tanh", "sigmoid", "selu"]
+Compatibility = Literal["none", "biprop"]
 
 SCOPES: tuple[str, ...] = get_args(Scope)
 SELECTIONS: tuple[str, ...] = get_args(SelectionKind)
@@ -28,6 +29,7 @@ WEIGHT_INITS: tuple[str, ...] = get_args(WeightInit)
 SCORE_INITS: tuple[str, ...] = get_args(ScoreInit)
 FAN_MODES: tuple[str, ...] = get_args(FanMode)
 NONLINEARITIES: tuple[str, ...] = get_args(Nonlinearity)
+COMPATIBILITIES: tuple[str, ...] = get_args(Compatibility)
 SCALED_INITS = ("kaiming_normal", "signed_constant", "unsigned_constant", "usc_bernoulli")
 """The weight initialisations whose deviation follows `scale_fan`."""
 
@@ -66,6 +68,10 @@ class TicketConfig:
     score_init: "kaiming_uniform" makes Psi(s) ~ U(+-1 / sqrt(fan_in)), that is s0 =
         sign(S0) * abs(S0)**(1 / power); "raw" makes s itself ~ U(+-1 / sqrt(fan_in)). The same
         for power = 1.
+    compat: "biprop" computes what that code computes: a layerwise gain divides by
+        int(density * n) instead of the number of weights kept, a global mask prunes scores that
+        equal the threshold (and keeps nothing at sparsity 0), `models` take sign(0) = 0 in binary
+        activations and four logits per class in ResNet-20/32/44/56/110.
 
     Raises ValueError or TypeError naming the field.
     """
@@ -79,6 +85,7 @@ class TicketConfig:
     nonlinearity: Nonlinearity = "relu"
     scale_fan: bool | Literal["pruned"] = False
     score_init: ScoreInit = "kaiming_uniform"
+    compat: Compatibility = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
@@ -89,6 +96,7 @@ class TicketConfig:
             ("mode", FAN_MODES),
             ("nonlinearity", NONLINEARITIES),
             ("score_init", SCORE_INITS),
+            ("compat", COMPATIBILITIES),
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -99,6 +107,10 @@ class TicketConfig:
         if not (math.isfinite(self.power) and self.power >= 1):
             raise ValueError(f"power must be finite and >= 1 (1 means none), got {self.power!r}")
         object.__setattr__(self, "power", float(self.power))
+        if self.compat == "biprop" and (self.selection != "exact" or self.power != 1):
+            raise ValueError(
+                "compat='biprop' needs selection='exact' and power=1, as that code has"
+            )
         self._check_scale_fan()
 
     def _check_scale_fan(self) -> None:
@@ -118,5 +130,9 @@ class TicketConfig:
 
     @property
     def density(self) -> float:
-        """Fraction of the weights that is kept, 1 - sparsity."""
-        return 1.0 - self.sparsity
+        """Fraction of the weights that is kept.
+
+        1 - sparsity rounded to 15 decimals, so that a density that was written in decimals and
+        stored as 1 - density comes back: 1 - (1 - 0.1) is 0.09999999999999998.
+        """
+        return round(1.0 - self.sparsity, 15)

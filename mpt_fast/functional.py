@@ -7,6 +7,7 @@ and errors are in the operations' own docstrings.
 from mpt_fast.kernels.binary_activation import binary_activation
 from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign
 from mpt_fast.kernels.bitsliced_linear import bitsliced_linear, bitsliced_linear_sign
+from mpt_fast.kernels.kept_conv2d import kept_conv2d
 from mpt_fast.kernels.masked_conv2d import masked_conv2d
 from mpt_fast.kernels.masked_linear import masked_linear
 from mpt_fast.kernels.masked_weight import effective_weight, score_gradient, weight_gradient
@@ -30,6 +31,7 @@ __all__ = [
     "bitsliced_linear",
     "bitsliced_linear_sign",
     "effective_weight",
+    "kept_conv2d",
     "layer_gains",
     "masked_conv2d",
     "masked_linear",

@@ -24,7 +24,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     helpers.speed_up_the_interpreter()
 
 _ran: set[tuple[str, str]] = set()
+# Triton kernels launched in the running test, and in tests that passed.
+_launching: set[str] = set()
+_launched: set[str] = set()
+helpers.record_launches(_launching)
 _problems: list[str] = []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cost model of the tests is kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPT_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +70,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if call.when == "setup":
+        _launching.clear()
+    elif call.when == "call" and report.passed and KERNEL_TESTS in item.path.parents:
+        _launched.update(_launching)
     if report.when == "call" and report.passed and KERNEL_TESTS in item.path.parents:
         parameters = getattr(item, "callspec", None)
         name = parameters.params.get("backend") if parameters is not None else None
@@ -68,26 +84,29 @@ def pytest_runtest_makereport(
 
 
 def _is_whole_kernel_run(config: pytest.Config) -> bool:
-    chosen = config.option.keyword or config.option.markexpr or config.option.deselect
-    arguments = config.args
+    option = config.option
+    chosen = option.keyword or option.markexpr or option.deselect or option.collectonly
+    ignored = option.ignore or option.ignore_glob
     start = config.invocation_params.dir
-    return not (chosen or config.option.collectonly) and helpers.covers_folder(
-        arguments, KERNEL_TESTS, start
-    )
+    return not (chosen or ignored) and helpers.covers_folder(config.args, KERNEL_TESTS, start)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run of all kernel tests in which an operation's suite left a claimed backend out."""
-    cut_short = session.shouldfail or session.shouldstop  # as by -x: the run fails by itself
-    if cut_short or not _is_whole_kernel_run(session.config):
+    """Fail a run of all kernel tests that left a claimed backend or a Triton kernel out.
+
+    A run that fails by itself is not judged: what its failed tests did not reach says nothing.
+    """
+    if session.exitstatus != pytest.ExitCode.OK or not _is_whole_kernel_run(session.config):
         return
     folders = sorted(path.parent.name for path in KERNELS.glob("*/op.py"))
     claims = {
         name: importlib.import_module(f"mpt_fast.kernels.{name}.op").BACKENDS for name in folders
     }
     _problems.extend(helpers.missing_suites(claims, _ran, helpers.runnable_backends()))
-    if _problems and session.exitstatus == pytest.ExitCode.OK:
+    if "triton" in helpers.runnable_backends():
+        _problems.extend(helpers.missing_launches(helpers.triton_kernels(), _launched))
+    if _problems:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -1,5 +1,7 @@
 """Shared by the tests: comparison by relative RMS, and the `backend` fixture of suites."""
 
+import dataclasses
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -52,29 +54,43 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float | None = Non
     assert peak <= PEAK * limit, f"largest relative error {peak:.3e}, allowed {PEAK * limit:.1e}"
 
 
-def suite_backends(claimed: Iterable[str], every_isa: bool = True) -> list[str]:
+def suite_backends(
+    claimed: Iterable[str], every_isa: bool = True, routes: Sequence[str] = ()
+) -> list[str]:
     """The parameters of an operation's suite: the claimed backends that can run on this machine.
 
-    "cpu" becomes one "cpu/<isa>" for each instruction set of the engine where `every_isa`.
+    "cpu" becomes one "cpu/<isa>" for each instruction set of the engine where `every_isa`, "triton"
+    one "triton/<route>" for each of `routes`.
     """
     parameters = []
     for name in claimed:
         if name == "cpu" and cpu.available() and every_isa:
             parameters += [f"cpu/{isa}" for isa in cpu.engine().isas()]
+        elif name == "triton" and name in runnable_backends() and routes:
+            parameters += [f"triton/{route}" for route in routes]
         elif name in runnable_backends():
             parameters.append(name)
     return parameters
 
 
-def backend_fixture(claimed: Sequence[str], every_isa: bool = True) -> Callable[..., object]:
-    """A module's `backend` fixture: each test that takes it runs on each of the backends."""
+def backend_fixture(
+    claimed: Sequence[str], every_isa: bool = True, routes: Sequence[str] = ()
+) -> Callable[..., object]:
+    """A module's `backend` fixture: each test that takes it runs on each of the backends.
 
-    @pytest.fixture(name="backend", scope="module", params=suite_backends(claimed, every_isa))
+    routes: those of the bit-sliced Triton kernels, where each is to run.
+    """
+
+    @pytest.fixture(
+        name="backend", scope="module", params=suite_backends(claimed, every_isa, routes)
+    )
     def fixture(request: pytest.FixtureRequest) -> Iterator[str]:
-        name, _, isa = request.param.partition("/")
+        name, _, variant = request.param.partition("/")
         with pytest.MonkeyPatch.context() as patch:
-            if isa:
-                patch.setattr(interop, "ISA", isa)
+            if name == "cpu" and variant:
+                patch.setattr(interop, "ISA", variant)
+            if name == "triton" and variant:
+                patch.setattr("mpt_fast.kernels.bitsliced_conv2d.triton.ROUTE", variant)
             yield name
 
     return fixture
@@ -109,23 +125,76 @@ def missing_suites(
     ]
 
 
-def speed_up_the_interpreter() -> None:
-    """Let Triton's interpreter patch its language once, not at every call of every function.
+def triton_kernels() -> dict[str, list[str]]:
+    """The kernels that Triton launches, by operation: every jitted function named `*_kernel`."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((Path(backends.__file__).parent).glob("*/triton*.py")):
+        module = importlib.import_module(f"mpt_fast.kernels.{path.parent.name}.{path.stem}")
+        names = [
+            name
+            for name, value in vars(module).items()
+            if name.endswith("_kernel")
+            and hasattr(value, "arg_names")
+            and value.fn.__module__ == module.__name__
+        ]
+        found.setdefault(path.parent.name, []).extend(names)
+    return found
 
-    That is most of its time. The tests compile nothing in this process, so nothing needs the
-    language as it was.
+
+def missing_launches(kernels: Mapping[str, Sequence[str]], launched: Collection[str]) -> list[str]:
+    """One line for each Triton kernel, by operation, that no passed test launched."""
+    return [
+        f"no passed kernel test launched {name} of kernels/{operation}"
+        for operation, names in sorted(kernels.items())
+        for name in names
+        if name not in launched
+    ]
+
+
+def record_launches(launched: set[str]) -> None:
+    """Add to `launched` the name of every Triton kernel that runs from here on."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    jit = importlib.import_module("triton.runtime.jit")
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+
+    def recording(launch: Any) -> Any:
+        @functools.wraps(launch)
+        def recorded(self: Any, *arguments: Any, **options: Any) -> Any:
+            launched.add(self.fn.__name__)
+            return launch(self, *arguments, **options)
+
+        return recorded
+
+    jit.JITFunction.run = recording(jit.JITFunction.run)
+    interpreter.GridExecutor.__call__ = recording(interpreter.GridExecutor.__call__)
+
+
+def speed_up_the_interpreter() -> None:
+    """Spare Triton's interpreter most of its time, and no result of its own.
+
+    It patches its language at every call of every function; the tests compile nothing in this
+    process, so once will do. And it computes whether integers overflow, to assert it in debug mode
+    alone.
     """
     if importlib.util.find_spec("triton") is None:
         return
     interpreter = importlib.import_module("triton.runtime.interpreter")
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     patch_language = interpreter._patch_lang
     scopes: dict[frozenset[int], Any] = {}
+    patched: dict[int, Any] = {}  # by the globals of a module, held so that no id comes again
 
     def patch_once(function: Any) -> Any:
-        modules = [id(v) for v in function.__globals__.values() if inspect.ismodule(v)]
-        key = frozenset(set(modules) & {id(interpreter.tl), id(interpreter.tl.core)})
-        if key not in scopes:
-            scopes[key] = patch_language(function)
+        known = function.__globals__
+        if id(known) not in patched:
+            modules = [id(v) for v in known.values() if inspect.ismodule(v)]
+            key = frozenset(set(modules) & {id(interpreter.tl), id(interpreter.tl.core)})
+            if key not in scopes:
+                scopes[key] = patch_language(function)
+            patched[id(known)] = known
         return SimpleNamespace(restore=lambda: None)
 
     interpreter._patch_lang = patch_once

@@ -21,6 +21,7 @@ def test_defaults() -> None:
         "nonlinearity": "relu",
         "scale_fan": False,
         "score_init": "kaiming_uniform",
+        "compat": "none",
     }
     assert config.density == 0.5
 

@@ -1,10 +1,29 @@
 """The test helpers can fail: a comparison that never fails proves nothing."""
 
+import importlib
+import importlib.util
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TOLERANCE, assert_close, covers_folder, missing_suites, suite_backends
+from helpers import (
+    TOLERANCE,
+    assert_close,
+    covers_folder,
+    missing_launches,
+    missing_suites,
+    suite_backends,
+    triton_kernels,
+)
+
+from mpt_fast.kernels.binary_activation import binary_activation
+
+KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,6 +96,39 @@ def test_missing_suites_names_operation_and_backend() -> None:
     assert len(missing_suites(claims, ran, {"cpu", "reference", "triton"})) == 2
 
 
+def test_missing_launches_names_operation_and_kernel() -> None:
+    kernels = {"a": ["_first_kernel", "_second_kernel"], "b": ["_third_kernel"], "c": []}
+    lines = missing_launches(kernels, {"_first_kernel", "_third_kernel", "_other_kernel"})
+    assert len(lines) == 1
+    assert "_second_kernel of kernels/a" in lines[0]
+    assert missing_launches(kernels, {"_first_kernel", "_second_kernel", "_third_kernel"}) == []
+
+
+@needs_triton
+def test_every_kernel_is_found_and_has_a_compile_case() -> None:
+    """The guard and the compile report speak of the same kernels, and none hides from both."""
+    found = triton_kernels()
+    source = "".join(path.read_text() for path in KERNELS.glob("*/triton*.py"))
+    assert sorted(name for names in found.values() for name in names) == sorted(
+        re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)
+    )
+    for operation, names in found.items():
+        module = importlib.import_module(f"mpt_fast.kernels.{operation}.triton")
+        compiled = {case.kernel.fn.__name__ for case in module.compile_cases()}
+        assert set(names) <= compiled
+
+
+@needs_triton
+def test_a_launch_is_recorded(request: pytest.FixtureRequest) -> None:
+    # By its path: other folders' conftest.py have the same module name.
+    conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
+    assert conftest is not None
+    conftest._launching.clear()
+    x = torch.randn(5, device="cuda" if torch.cuda.is_available() else "cpu")
+    binary_activation(x, "triton")
+    assert conftest._launching == {"_binary_activation_fwd_kernel"}
+
+
 def test_covers_folder() -> None:
     start = Path("/repo")
     folder = Path("/repo/tests/kernels")
@@ -86,6 +138,27 @@ def test_covers_folder() -> None:
     assert not covers_folder(["tests/kernels/pack_bits"], folder, start)
     assert not covers_folder(["tests/kernels::x"], folder, start)
     assert not covers_folder(["tests/data"], folder, start)
+
+
+def test_only_runs_of_all_kernel_tests_are_judged(request: pytest.FixtureRequest) -> None:
+    conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
+    assert conftest is not None
+    root = Path(__file__).resolve().parent.parent
+
+    def judged(*arguments: str, **chosen: object) -> bool:
+        options = ("keyword", "markexpr", "deselect", "collectonly", "ignore", "ignore_glob")
+        config = SimpleNamespace(
+            option=SimpleNamespace(**{**dict.fromkeys(options), **chosen}),
+            args=list(arguments),
+            invocation_params=SimpleNamespace(dir=root),
+        )
+        return conftest._is_whole_kernel_run(config)
+
+    assert judged("tests")
+    assert judged("tests/kernels")
+    assert not judged("tests", ignore=["tests/kernels"])
+    assert not judged("tests/kernels", keyword="triton")
+    assert not judged("tests/data")
 
 
 def test_suite_backends_always_has_the_reference() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.binary_activation import reference
 
@@ -34,7 +34,7 @@ def binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
 
 @torch.library.custom_op("mpt_fast::binary_activation", mutates_args=())
 def _binary_activation(x: Tensor, backend: str | None = None) -> Tensor:
-    chosen = choose("binary_activation", backend, x.device.type, BACKENDS)
+    chosen = choose("binary_activation", backend, x.device.type, BACKENDS, _cost_case(x))
     if chosen == "triton":
         from mpt_fast.kernels.binary_activation import triton
 
@@ -56,7 +56,7 @@ def _(x: Tensor, backend: str | None = None) -> Tensor:
 
 @torch.library.custom_op("mpt_fast::binary_activation_backward", mutates_args=())
 def _binary_activation_backward(grad: Tensor, x: Tensor, backend: str | None = None) -> Tensor:
-    chosen = choose("binary_activation", backend, x.device.type, BACKENDS)
+    chosen = choose("binary_activation", backend, x.device.type, BACKENDS, _cost_case(x))
     if chosen == "triton":
         from mpt_fast.kernels.binary_activation import triton
 
@@ -103,3 +103,7 @@ def _flat(tensor: Tensor, out: Tensor) -> Tensor:
 def _array(flat: Tensor) -> Any:
     """A NumPy view; NumPy has no bfloat16, which travels as its 16 bits."""
     return (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
+
+
+def _cost_case(x: Tensor) -> costs.Case:
+    return costs.elements(costs.typed("binary_activation", x.dtype), x.numel())

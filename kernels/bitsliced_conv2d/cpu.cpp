@@ -19,6 +19,16 @@ struct Planes {
     int64_t words;
 };
 
+// NumPy's [C, H, W, lanes], all lanes of a pixel together.
+View array_view(char* data, Kind kind, const Shape& shape, int64_t pixel_bytes) {
+    View view = Layout{kind, shape}.view(data, kGroup);
+    view.group_bytes = view.pixel_bytes;  // sixteen lanes of it
+    view.pixel_bytes = pixel_bytes;
+    view.row_bytes = pixel_bytes * shape.width;
+    view.channel_bytes = view.row_bytes * shape.height;
+    return view;
+}
+
 Planes planes_from(const py::array& array, const char* name) {
     const int64_t* data = array_data<int64_t>(array, 4, name);
     return {reinterpret_cast<const char*>(data),
@@ -33,12 +43,12 @@ class Padded {
         : layout_{Kind::kBits, planes.shape, padding[0], padding[1]},
           lanes_(planes.words * 64),
           data_(size_t(layout_.bytes(lanes_) + kSlack)) {
-        const View to = view(), from = Layout{Kind::kBits, planes.shape}.view(nullptr, lanes_);
+        const View to = view();
+        const int64_t row_bytes = to.width * to.pixel_bytes;
         for (int64_t c = 0; c < to.channels; ++c)
             for (int64_t y = 0; y < to.height; ++y)
                 std::memcpy(to.origin + c * to.channel_bytes + y * to.row_bytes,
-                            planes.data + c * from.channel_bytes + y * from.row_bytes,
-                            size_t(from.row_bytes));
+                            planes.data + (c * to.height + y) * row_bytes, size_t(row_bytes));
     }
     View view() { return layout_.view(data_.data(), lanes_); }
 
@@ -71,12 +81,7 @@ py::array sums(const py::array& planes_array, const py::array& indptr, const py:
     char* out = reinterpret_cast<char*>(result.mutable_data());
     if (planes.words > 0) {
         const py::gil_scoped_release unlocked;
-        // NumPy keeps all lanes of a pixel together: groups of 16 lanes lie within the pixel.
-        View view = Layout{Kind::kSums, g.output}.view(out, kGroup);
-        view.group_bytes = kGroup * 4;
-        view.pixel_bytes = planes.words * 64 * 4;
-        view.row_bytes = view.pixel_bytes * view.width;
-        view.channel_bytes = view.row_bytes * view.height;
+        const View view = array_view(out, Kind::kSums, g.output, planes.words * 64 * 4);
         run_layer(conv, kernels, planes, view, View{}, threads);
     }
     return std::move(result);
@@ -113,7 +118,7 @@ py::array signs(const py::array& planes_array, const py::array& indptr, const py
     if (planes.words > 0) {
         const py::gil_scoped_release unlocked;
         run_layer(conv, kernels, planes,
-                  Layout{Kind::kBits, g.output}.view(out, planes.words * 64),
+                  array_view(out, Kind::kBits, g.output, planes.words * 8),
                   other ? other->view() : View{}, threads);
     }
     return std::move(result);

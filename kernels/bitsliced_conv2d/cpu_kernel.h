@@ -13,16 +13,89 @@ namespace MPT_ISA {
 // A vector of output words of one row: where its input starts and which border classes it spans.
 struct Position {
     const char* input;
-    int64_t word;    // first output word within the row
+    int64_t pixel, word;  // the first output pixel, and its word there
     int32_t words;   // output words to be written
     int32_t classes;
     int64_t index[kWords];  // class indices
     Bits masks[kWords];     // the words of each class
 };
 
-// Carries into one plane, two at a time: N taps give ceil(N / 2^LEVEL) of them at LEVEL.
-struct Two {
+// Bytes from the start of a row of bits.
+MPT_INLINE int64_t place_in(const View& view, const Position& position) {
+    return position.pixel * view.pixel_bytes + position.word * 8;
+}
+
+// Vectors of two pixels: their taps are at the same distances, so one look at a list serves both.
+struct Pixels {
     Bits first, second;
+};
+MPT_INLINE Pixels operator^(Pixels a, Pixels b) {
+    return {a.first ^ b.first, a.second ^ b.second};
+}
+MPT_INLINE Pixels operator&(Pixels a, Pixels b) {
+    return {a.first & b.first, a.second & b.second};
+}
+MPT_INLINE Pixels operator~(Pixels a) { return {~a.first, ~a.second}; }
+MPT_INLINE Pixels sum(Pixels a, Pixels b, Pixels c) {
+    return {sum(a.first, b.first, c.first), sum(a.second, b.second, c.second)};
+}
+MPT_INLINE Pixels majority(Pixels a, Pixels b, Pixels c, Pixels s) {
+    return {majority(a.first, b.first, c.first, s.first),
+            majority(a.second, b.second, c.second, s.second)};
+}
+
+// Taps by their byte offsets.
+struct OffsetTaps {
+    typedef Bits Value;
+    const char* input;
+    const int32_t* offsets;
+
+    template <int I>
+    MPT_INLINE_MEMBER Bits tap() const {
+        return load<Bits>(input + offsets[I]);
+    }
+};
+
+constexpr bool kQuads = kWords == 8;  // see whole_vectors
+
+// Tap I by the number of its vector, four to a word: the load of an offset takes the place of a
+// vector's load, and the two instructions that cut one out of a word do not.
+template <int I>
+MPT_INLINE int64_t quad_offset(const uint64_t* quads) {
+    constexpr int kScale = 3;  // 8 words per vector, as a shift
+    constexpr int kTurn = (16 * (I % 4) - kScale) & 63;
+    const uint64_t quad = quads[I / 4];
+    const uint64_t turned = kTurn ? quad >> kTurn | quad << (64 - kTurn) : quad;
+    return int64_t(turned & (uint64_t{0xffff} << kScale)) * 8;
+}
+
+struct QuadTaps {
+    typedef Bits Value;
+    const char* input;
+    const uint64_t* quads;
+
+    template <int I>
+    MPT_INLINE_MEMBER Bits tap() const {
+        return load<Bits>(input + quad_offset<I>(quads));
+    }
+};
+
+struct PixelsQuadTaps {
+    typedef Pixels Value;
+    const char *first, *second;  // inputs
+    const uint64_t* quads;
+
+    template <int I>
+    MPT_INLINE_MEMBER Pixels tap() const {
+        const int64_t offset = quad_offset<I>(quads);
+        return {load<Bits>(first + offset), load<Bits>(second + offset)};
+    }
+};
+
+// Carries into one plane, two at a time: N taps give ceil(N / 2^LEVEL) of them at LEVEL.
+template <class V>
+struct Two {
+    V first, second;
 };
 
 constexpr int carries(int taps, int level) { return (taps + (1 << level) - 1) >> level; }
@@ -30,48 +103,48 @@ constexpr int carries(int taps, int level) { return (taps + (1 << level) - 1) >>
 // Carries 2I and 2I + 1 of level LEVEL; level 0 is the taps themselves. Depth first, so that few
 // are alive at a time; three carries meet before the plane is touched, so that only every second
 // adder waits for the plane's last value.
-template <int N, int LEVEL, int I>
-MPT_INLINE Two carry(Bits* planes, const char* input, const int32_t* offsets) {
+template <int N, int LEVEL, int I, class Taps, class V = typename Taps::Value>
+MPT_INLINE Two<V> carry(V* planes, const Taps& taps) {
     if constexpr (LEVEL == 0) {
-        Two taps = {load<Bits>(input + offsets[2 * I]), Bits{}};
-        if constexpr (2 * I + 1 < N) taps.second = load<Bits>(input + offsets[2 * I + 1]);
-        return taps;
+        Two<V> both = {taps.template tap<2 * I>(), V{}};
+        if constexpr (2 * I + 1 < N) both.second = taps.template tap<2 * I + 1>();
+        return both;
     } else {
         constexpr int kLeft = carries(N, LEVEL - 1) - 4 * I;
-        Bits& plane = planes[LEVEL - 1];
-        const Two a = carry<N, LEVEL - 1, 2 * I>(planes, input, offsets);
+        V& plane = planes[LEVEL - 1];
+        const Two<V> a = carry<N, LEVEL - 1, 2 * I>(planes, taps);
         if constexpr (kLeft >= 3) {
-            const Two b = carry<N, LEVEL - 1, 2 * I + 1>(planes, input, offsets);
-            const Bits partial = sum(a.first, a.second, b.first);
-            const Bits out = majority(a.first, a.second, b.first);
-            const Bits old = plane;
+            const Two<V> b = carry<N, LEVEL - 1, 2 * I + 1>(planes, taps);
+            const V partial = sum(a.first, a.second, b.first);
+            const V out = majority(a.first, a.second, b.first, partial);
+            const V old = plane;
             if constexpr (kLeft >= 4) {
                 plane = sum(old, partial, b.second);
-                return {out, majority(old, partial, b.second)};
+                return {out, majority(partial, b.second, old, plane)};
             } else {
                 plane = old ^ partial;
                 return {out, old & partial};
             }
         } else {
-            const Bits old = plane;
+            const V old = plane;
             if constexpr (kLeft == 2) {
                 plane = sum(old, a.first, a.second);
-                return {majority(old, a.first, a.second), Bits{}};
+                return {majority(a.first, a.second, old, plane), V{}};
             } else {
                 plane = old ^ a.first;
-                return {old & a.first, Bits{}};
+                return {old & a.first, V{}};
             }
         }
     }
 }
 
 // Adds N taps: a tree of full adders, then the last carry ripples through the higher planes.
-template <int K, int N>
-MPT_INLINE void add(Bits* planes, const char* input, const int32_t* offsets) {
+template <int K, int N, class Taps, class V = typename Taps::Value>
+MPT_INLINE void add(V* planes, const Taps& taps) {
     constexpr int kLevels = N > 16 ? 5 : N > 8 ? 4 : N > 4 ? 3 : N > 2 ? 2 : N > 1 ? 1 : 0;
-    Bits last = carry<N, kLevels, 0>(planes, input, offsets).first;
+    V last = carry<N, kLevels, 0>(planes, taps).first;
     for (int k = kLevels; k < K; ++k) {
-        const Bits old = planes[k];
+        const V old = planes[k];
         planes[k] = old ^ last;
         last = old & last;
     }
@@ -79,27 +152,49 @@ MPT_INLINE void add(Bits* planes, const char* input, const int32_t* offsets) {
 
 template <int K>
 MPT_INLINE void add_list(Bits* planes, const char* input, const int32_t* offsets, int32_t count) {
+    OffsetTaps taps = {input, offsets};
     if constexpr (K > 6)  // fewer planes mean fewer than 32 taps
-        for (; count >= 32; count -= 32, offsets += 32) add<K, 32>(planes, input, offsets);
-    for (; count >= 16; count -= 16, offsets += 16) add<K, 16>(planes, input, offsets);
+        for (; count >= 32; count -= 32, taps.offsets += 32) add<K, 32>(planes, taps);
+    for (; count >= 16; count -= 16, taps.offsets += 16) add<K, 16>(planes, taps);
     switch (count) {
-        case 1: return add<K, 1>(planes, input, offsets);
-        case 2: return add<K, 2>(planes, input, offsets);
-        case 3: return add<K, 3>(planes, input, offsets);
-        case 4: return add<K, 4>(planes, input, offsets);
-        case 5: return add<K, 5>(planes, input, offsets);
-        case 6: return add<K, 6>(planes, input, offsets);
-        case 7: return add<K, 7>(planes, input, offsets);
-        case 8: return add<K, 8>(planes, input, offsets);
-        case 9: return add<K, 9>(planes, input, offsets);
-        case 10: return add<K, 10>(planes, input, offsets);
-        case 11: return add<K, 11>(planes, input, offsets);
-        case 12: return add<K, 12>(planes, input, offsets);
-        case 13: return add<K, 13>(planes, input, offsets);
-        case 14: return add<K, 14>(planes, input, offsets);
-        case 15: return add<K, 15>(planes, input, offsets);
+        case 1: return add<K, 1>(planes, taps);
+        case 2: return add<K, 2>(planes, taps);
+        case 3: return add<K, 3>(planes, taps);
+        case 4: return add<K, 4>(planes, taps);
+        case 5: return add<K, 5>(planes, taps);
+        case 6: return add<K, 6>(planes, taps);
+        case 7: return add<K, 7>(planes, taps);
+        case 8: return add<K, 8>(planes, taps);
+        case 9: return add<K, 9>(planes, taps);
+        case 10: return add<K, 10>(planes, taps);
+        case 11: return add<K, 11>(planes, taps);
+        case 12: return add<K, 12>(planes, taps);
+        case 13: return add<K, 13>(planes, taps);
+        case 14: return add<K, 14>(planes, taps);
+        case 15: return add<K, 15>(planes, taps);
         default: return;
     }
+}
+
+template <int K, class Taps, class V = typename Taps::Value>
+MPT_INLINE void add_quads(V* planes, Taps taps, int32_t count) {
+    if constexpr (K > 6)
+        for (; count >= 8; count -= 8, taps.quads += 8) add<K, 32>(planes, taps);
+    else
+        for (; count >= 4; count -= 4, taps.quads += 4) add<K, 16>(planes, taps);
+    switch (count) {
+        case 1: return add<K, 4>(planes, taps);
+        case 2: return add<K, 8>(planes, taps);
+        case 3: return add<K, 12>(planes, taps);
+        default: break;
+    }
+    if constexpr (K > 6) switch (count) {
+            case 4: return add<K, 16>(planes, taps);
+            case 5: return add<K, 20>(planes, taps);
+            case 6: return add<K, 24>(planes, taps);
+            case 7: return add<K, 28>(planes, taps);
+            default: return;
+        }
 }
 
 template <int K>
@@ -113,6 +208,11 @@ MPT_INLINE void constant_planes(Bits* planes, const uint64_t* constants, const P
     }
 }
 
+template <int K, class V>
+MPT_INLINE void complement(V* planes) {
+    for (int k = 0; k < K; ++k) planes[k] = ~planes[k];
+}
+
 template <int K>
 MPT_INLINE void add_taps(Bits* planes, const BitChannel& channel, const int32_t* offsets,
                          const char* input) {
@@ -121,8 +221,21 @@ MPT_INLINE void add_taps(Bits* planes, const BitChannel& channel, const int32_t*
     for (int side = 0;; ++side) {  // one copy of the adders for both lists
         add_list<K>(planes, input, taps, count);
         if (side == 1) break;
-        for (int k = 0; k < K; ++k) planes[k] = ~planes[k];
+        complement<K>(planes);
         taps += count;
+        count = channel.positive;
+    }
+}
+
+// `taps` begin at the channel's first word.
+template <int K, class Taps, class V = typename Taps::Value>
+MPT_INLINE void add_taps(V* planes, const QuadChannel& channel, Taps taps) {
+    int32_t count = channel.negative;
+    for (int side = 0;; ++side) {
+        add_quads<K>(planes, taps, count);
+        if (side == 1) break;
+        complement<K>(planes);
+        taps.quads += count;
         count = channel.positive;
     }
 }
@@ -144,69 +257,25 @@ static void sign_channel(const BitConvTask& t, int64_t row, int64_t o, const Pos
         if (RESIDUAL) {
             Bits other[K];
             constant_planes<K>(other, t.residual_constants + channel.constants, position);
-            const Bits select = load<Bits>(residual + position.word * 8);
+            const Bits select = load<Bits>(residual + place_in(t.residual, position));
             for (int k = 0; k < K; ++k) planes[k] = choose(select, other[k], planes[k]);
         }
         add_taps<K>(planes, channel, t.offsets, position.input);
         const Bits result = planes[K - 1] ^ flip;
         if (position.words == kWords)
-            store(out + position.word * 8, result);
+            store(out + place_in(t.output, position), result);
         else
-            memcpy(out + position.word * 8, &result, size_t(position.words) * 8);
-    }
-}
-
-// Writes the counts of one output word as integers: sixteen lanes at a time.
-template <int K>
-MPT_INLINE void unpack(const uint64_t* planes, int64_t stride, int32_t offset, int64_t groups,
-                       char* out, int64_t group_bytes) {
-    constexpr int kParts = 64 / MPT_VECTOR_BYTES, kLanes = MPT_VECTOR_BYTES / 4;
-    for (int64_t g = 0; g < groups; ++g) {
-        for (int part = 0; part < kParts; ++part) {
-            I32 lane_bit, total = {};
-            for (int i = 0; i < kLanes; ++i) lane_bit[i] = 1 << (part * kLanes + i);
-            for (int k = 0; k < K; ++k) {
-                const int32_t bits = int32_t(planes[k * stride] >> (16 * g) & 0xffff);
-                total += (((I32{} + bits) & lane_bit) != 0) & (I32{} + (1 << k));
-            }
-            store(out + g * group_bytes + part * MPT_VECTOR_BYTES, total * 2 - offset);
-        }
-    }
-}
-
-template <int K, bool>
-static void sums_channel(const BitConvTask& t, int64_t row, int64_t o, const Position* positions,
-                         int64_t count) {
-    const BitChannel channel = t.channels[o];
-    const int64_t row_class = t.row_classes[row] * t.column_class_count;
-    char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
-    for (int64_t i = 0; i < count; ++i) {
-        const Position& position = positions[i];
-        Bits planes[K];
-        const uint64_t* constants = t.constants + channel.constants;  // one class: see cpu_layer
-        for (int k = 0; k < K; ++k) planes[k] = splat(constants[k]);
-        add_taps<K>(planes, channel, t.offsets, position.input);
-        uint64_t words[K * kWords];
-        memcpy(words, planes, sizeof words);
-        for (int32_t w = 0; w < position.words; ++w) {
-            const int64_t x = (position.word + w) / t.words, within = (position.word + w) % t.words;
-            const int64_t left = t.groups_of_lanes - within * 4;
-            const int64_t border = row_class + t.column_classes[x];
-            unpack<K>(words + w, kWords,
-                      channel.sum_bias + t.balances[o * t.class_count + border],
-                      left < 0 ? 0 : left < 4 ? left : 4,
-                      out + x * t.output.pixel_bytes + within * 4 * t.output.group_bytes,
-                      t.output.group_bytes);
-        }
+            memcpy(out + place_in(t.output, position), &result, size_t(position.words) * 8);
     }
 }
 
 MPT_INLINE void set_position(const BitConvTask& t, int64_t row, int64_t word, Position* position) {
-    const int64_t total = t.output.width * t.words;
+    const int64_t left = t.end_word - word;
     const int64_t first_pixel = word / t.words;
     const int64_t row_class = t.row_classes[row] * t.column_class_count;
-    position->word = word;
-    position->words = int32_t(total - word < kWords ? total - word : kWords);
+    position->pixel = first_pixel;
+    position->word = word % t.words;
+    position->words = int32_t(left < kWords ? left : kWords);
     position->input = t.input.origin + row * t.in_row_step + first_pixel * t.in_pixel_step +
                       word % t.words * 8;
     position->classes = 0;
@@ -225,7 +294,76 @@ MPT_INLINE void set_position(const BitConvTask& t, int64_t row, int64_t word, Po
     for (int c = 0; c < position->classes; ++c) position->masks[c] = load<Bits>(masks[c]);
 }
 
-typedef void (*ChannelFunction)(const BitConvTask&, int64_t, int64_t, const Position*, int64_t);
+// Up to here the planes of two pixels find room in the registers: only then are they faster together.
+constexpr int kPixelsPlanes = 8;
+
+template <int K>
+MPT_INLINE void start_quads(Bits* planes, const int32_t* constants, const BitConvTask& t,
+                            const QuadChannel& channel, const Position& position) {
+    // A vector lies within one pixel, so one class is all.
+    const int32_t* own = constants + position.index[0] * t.class_constants + channel.constants;
+    for (int k = 0; k < K; ++k) planes[k] = splat_half(own[k]);
+}
+
+template <int K, bool RESIDUAL>
+MPT_INLINE void start_signs(Bits* planes, const BitConvTask& t, int64_t row,
+                            const QuadChannel& channel, const Position& position) {
+    start_quads<K>(planes, t.quad_constants, t, channel, position);
+    if (RESIDUAL) {
+        Bits other[K];
+        start_quads<K>(other, t.quad_residual_constants, t, channel, position);
+        const Bits select =
+            load<Bits>(t.residual.origin + channel.output * t.residual.channel_bytes +
+                       row * t.residual.row_bytes + place_in(t.residual, position));
+        for (int k = 0; k < K; ++k) planes[k] = choose(select, other[k], planes[k]);
+    }
+}
+
+// The share of one of `channels` in prefetching what the positions behind these read first.
+MPT_INLINE void prefetch_ahead(const BitConvTask& t, int64_t index, int64_t channels,
+                               const Position* positions, int64_t count) {
+    const int64_t share = (count * t.ahead_vectors + channels - 1) / channels;
+    const char* from = positions[count - 1].input + t.in_pixel_step + t.ahead_bytes +
+                       index * share * int64_t(sizeof(Bits));
+    for (int64_t r = 0; r < t.ahead_rows; ++r)
+        for (int64_t i = 0; i < share; ++i)
+            __builtin_prefetch(from + r * t.ahead_row_bytes + i * int64_t(sizeof(Bits)));
+}
+
+// Channels from `channel` on that have K planes; returns the first that has not.
+template <int K, bool RESIDUAL>
+static const QuadChannel* sign_quads(const BitConvTask& t, int64_t row, const QuadChannel* begin,
+                                     const QuadChannel* channel, const QuadChannel* end,
+                                     const Position* positions, int64_t count) {
+    for (; channel != end && channel->planes == K; ++channel) {
+        prefetch_ahead(t, channel - begin, end - begin, positions, count);
+        const Bits flip = splat_half(channel->flip);
+        const uint64_t* quads = t.quads + channel->first;
+        char* out = t.output.origin + channel->output * t.output.channel_bytes +
+                    row * t.output.row_bytes;
+        int64_t i = 0;
+        if constexpr (K <= kPixelsPlanes)
+            for (; i + 1 < count; i += 2) {
+                const Position *a = positions + i, *b = a + 1;
+                Bits first[K], second[K];
+                start_signs<K, RESIDUAL>(first, t, row, *channel, *a);
+                start_signs<K, RESIDUAL>(second, t, row, *channel, *b);
+                Pixels planes[K];
+                for (int k = 0; k < K; ++k) planes[k] = {first[k], second[k]};
+                add_taps<K>(planes, *channel, PixelsQuadTaps{a->input, b->input, quads});
+                store(out + place_in(t.output, *a), planes[K - 1].first ^ flip);
+                store(out + place_in(t.output, *b), planes[K - 1].second ^ flip);
+            }
+        for (; i < count; ++i) {
+            const Position& position = positions[i];
+            Bits planes[K];
+            start_signs<K, RESIDUAL>(planes, t, row, *channel, position);
+            add_taps<K>(planes, *channel, QuadTaps{position.input, quads});
+            store(out + place_in(t.output, position), planes[K - 1] ^ flip);
+        }
+    }
+    return channel;
+}
 
 // Plane counts that have a kernel; cpu_layer rounds a channel's need up to the next of these.
 #define MPT_BY_PLANES(NAME, FLAG, PLANES)                 \
@@ -242,23 +380,26 @@ typedef void (*ChannelFunction)(const BitConvTask&, int64_t, int64_t, const Posi
      : (PLANES) == 17 ? &NAME<17, FLAG>                   \
                       : &NAME<26, FLAG>)
 
-template <bool SUMS, bool RESIDUAL>
+template <bool RESIDUAL>
 MPT_INLINE void bit_conv(const BitConvTask& t, int64_t row, int64_t begin, int64_t end) {
     constexpr int64_t kMaxBlock = 16;
     Position positions[kMaxBlock];
-    const int64_t total = t.output.width * t.words;
     const int64_t block = t.block_vectors < kMaxBlock ? t.block_vectors : kMaxBlock;
-    for (int64_t word = 0; word < total;) {
+    for (int64_t word = 0; word < t.end_word;) {
         int64_t count = 0;
-        for (; count < block && word < total; ++count, word += kWords)
+        for (; count < block && word < t.end_word; ++count, word += kWords)
             set_position(t, row, word, &positions[count]);
+        if constexpr (kQuads)
+            if (t.quads) {
+                const QuadChannel *first = t.ordered + begin, *channel = first;
+                while (channel != t.ordered + end) {
+                    const auto run = MPT_BY_PLANES(sign_quads, RESIDUAL, channel->planes);
+                    channel = run(t, row, first, channel, t.ordered + end, positions, count);
+                }
+                continue;
+            }
         for (int64_t o = begin; o < end; ++o) {
-            const int32_t planes = t.channels[o].planes;
-            ChannelFunction channel;
-            if constexpr (SUMS)
-                channel = MPT_BY_PLANES(sums_channel, false, planes);
-            else
-                channel = MPT_BY_PLANES(sign_channel, RESIDUAL, planes);
+            const auto channel = MPT_BY_PLANES(sign_channel, RESIDUAL, t.channels[o].planes);
             channel(t, row, o, positions, count);
         }
     }
@@ -266,13 +407,9 @@ MPT_INLINE void bit_conv(const BitConvTask& t, int64_t row, int64_t begin, int64
 
 static void bit_conv_sign(const BitConvTask& t, int64_t row, int64_t begin, int64_t end) {
     if (t.residual.origin)
-        bit_conv<false, true>(t, row, begin, end);
+        bit_conv<true>(t, row, begin, end);
     else
-        bit_conv<false, false>(t, row, begin, end);
-}
-
-static void bit_conv_sums(const BitConvTask& t, int64_t row, int64_t begin, int64_t end) {
-    bit_conv<true, false>(t, row, begin, end);
+        bit_conv<false>(t, row, begin, end);
 }
 
 }  // namespace MPT_ISA

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
 #include "cpu/parallel.h"
 
@@ -156,7 +157,7 @@ void BitConv::fill_stage(const View& input, const View& stage, int64_t words,
 
 const std::vector<int32_t>& BitConv::offsets(int64_t words, const Strides& strides) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<int32_t>& result = offsets_[words];
+    std::vector<int32_t>& result = offsets_[{words, strides.channel, strides.row}];
     if (!result.empty() || taps_.empty()) return result;
     const int64_t area = geometry_.kernel_h * geometry_.kernel_w, step = geometry_.stride[1];
     std::vector<int32_t> filled;
@@ -181,9 +182,125 @@ const std::vector<int32_t>& BitConv::offsets(int64_t words, const Strides& strid
     return result;
 }
 
-void BitConv::run(const KernelTable& kernels, const View& input, const View& output,
-                  const View& residual, int64_t words, int64_t active, int64_t threads,
-                  char* stage) const {
+const BitConv::Quads* BitConv::quads(const Strides& strides) const {
+    constexpr int64_t kVectorBytes = 64;
+    const Geometry& g = geometry_;
+    const int64_t channel_vectors = strides.channel / kVectorBytes;
+    const auto vector_of = [&](int64_t channel, int64_t row, int64_t column) {
+        return channel * channel_vectors +
+               (row * g.dilation[0] * strides.row + column * g.dilation[1] * strides.column) /
+                   kVectorBytes;
+    };
+    const int64_t zero = vector_of(g.input.channels, 0, 0);
+    const int64_t last = vector_of(g.input.channels - 1, g.kernel_h - 1, g.kernel_w - 1);
+    if (std::max(zero, last) >= int64_t{1} << 16) return nullptr;
+
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_ptr<Quads>& made = quads_[{channel_vectors, strides.row / kVectorBytes}];
+    if (made) return made.get();
+    auto result = std::make_unique<Quads>();
+    for (size_t o = 0; o < channels_.size(); ++o)
+        result->ordered.push_back({0, (channels_[o].negative + 3) / 4,
+                                   (channels_[o].positive + 3) / 4, channels_[o].planes, 0,
+                                   flips_.empty() || !flips_[o] ? 0 : -1, int32_t(o)});
+    // Neighbours with lists of the same length take the same branches. Sums go out in their order.
+    const auto shape = [](const QuadChannel& c) {
+        return std::make_tuple(c.planes, c.negative, c.positive);
+    };
+    if (!flips_.empty())
+        std::stable_sort(
+            result->ordered.begin(), result->ordered.end(),
+            [&](const QuadChannel& a, const QuadChannel& b) { return shape(a) < shape(b); });
+    const int64_t area = g.kernel_h * g.kernel_w;
+    result->words.reserve(taps_.size() / 4 + 2 * channels_.size());
+    for (QuadChannel& own : result->ordered) {
+        const BitChannel& channel = channels_[own.output];
+        const int64_t base = own.output / g.outputs_per_group() * g.group_channels;
+        own.first = int64_t(result->words.size());
+        int64_t first = channel.first;
+        for (int64_t count : {channel.negative, channel.positive}) {
+            for (int64_t i = 0; i < count; i += 4) {
+                uint64_t word = 0;
+                for (int64_t k = 0; k < 4; ++k) {
+                    const int64_t tap = i + k < count ? taps_[first + i + k] : -1;
+                    const int64_t at = tap < 0 ? zero
+                                               : vector_of(base + tap / area,
+                                                           tap % area / g.kernel_w,
+                                                           tap % g.kernel_w);
+                    word |= uint64_t(at) << (16 * k);
+                }
+                result->words.push_back(word);
+            }
+            first += count;
+        }
+    }
+    order_constants(result.get());
+    made = std::move(result);
+    return made.get();
+}
+
+void BitConv::order_constants(Quads* quads) const {
+    quads->class_constants = 0;
+    for (QuadChannel& own : quads->ordered) {
+        own.constants = int32_t(quads->class_constants);
+        quads->class_constants += own.planes;
+    }
+    if (flips_.empty()) return raise_constants(quads);
+    const size_t classes = rows_.classes.size() * columns_.classes.size();
+    const auto order = [&](const std::vector<uint64_t>& constants, std::vector<int32_t>* to) {
+        for (size_t c = 0; c < classes && !constants.empty(); ++c)
+            for (const QuadChannel& own : quads->ordered) {
+                const int64_t first = channels_[own.output].constants + int64_t(c) * own.planes;
+                for (int32_t k = 0; k < own.planes; ++k)
+                    to->push_back(int32_t(constants[size_t(first + k)]));
+            }
+    };
+    order(constants_, &quads->constants);
+    order(residual_constants_, &quads->residual_constants);
+}
+
+// Constants of sums that are comparable between the classes: see BitConvTask.
+void BitConv::raise_constants(Quads* quads) const {
+    const int64_t classes = int64_t(rows_.classes.size() * columns_.classes.size());
+    const auto first = balances_.begin();
+    for (int64_t o = 0; o < geometry_.output.channels; ++o)
+        quads->bias.push_back(channels_[o].sum_bias + *std::max_element(first + o * classes,
+                                                                        first + (o + 1) * classes));
+    for (int64_t c = 0; c < classes; ++c)
+        for (int64_t o = 0; o < geometry_.output.channels; ++o) {
+            const BitChannel& channel = channels_[o];
+            const int32_t more = quads->bias[o] - channel.sum_bias - balances_[o * classes + c];
+            quads->odd.push_back(uint8_t(more & 1));
+            const int32_t constant = -1 - channel.negative - more / 2;
+            for (int32_t k = 0; k < channel.planes; ++k)
+                quads->constants.push_back(-(constant >> k & 1));
+        }
+}
+
+bool BitConv::pool_sums(int64_t pool_h, int64_t pool_w, const View& output,
+                        BitConvTask* task) const {
+    constexpr int64_t kMaxWindow = 16;  // kMaxPositions of the kernels
+    const bool narrow = std::all_of(channels_.begin(), channels_.end(),
+                                    [](const BitChannel& channel) { return channel.planes < 16; });
+    const bool inside = output.height * pool_h <= geometry_.output.height &&
+                        output.width * pool_w <= geometry_.output.width;
+    if (!task->quads || !narrow || !inside || pool_h * pool_w > kMaxWindow) return false;
+    task->pool_h = pool_h;
+    task->pool_w = pool_w;
+    task->output = output;
+    task->end_word = output.width * task->words;
+    return true;
+}
+
+bool BitConv::short_sums() const {
+    return std::all_of(channels_.begin(), channels_.end(), [](const BitChannel& channel) {
+        return channel.negative + channel.positive <= std::numeric_limits<int16_t>::max();
+    });
+}
+
+BitConvTask BitConv::task(const KernelTable& kernels, const View& input, const View& output,
+                          const View& residual, int64_t words, int64_t active, int64_t threads,
+                          char* stage) const {
     const Geometry& g = geometry_;
     BitConvTask t = {};
     Strides strides;
@@ -202,7 +319,26 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
     t.in_row_step = g.stride[0] * t.input.row_bytes;
     t.output = output;
     t.residual = residual;
-    t.offsets = offsets(words, strides).data();
+    const Quads* quads = whole_vectors(kernels, words) ? this->quads(strides) : nullptr;
+    if (quads) {
+        t.quads = quads->words.data();
+        t.ordered = quads->ordered.data();
+        t.quad_constants = quads->constants.data();
+        t.quad_residual_constants = quads->residual_constants.data();
+        t.class_constants = quads->class_constants;
+        t.bias = quads->bias.data();
+        t.odd = quads->odd.data();
+        if (strides.channel == words * 8) {  // all channels of a pixel lie together
+            const int64_t reach = (g.kernel_w - 1) * g.dilation[1] + 1;
+            const int64_t fresh = std::min(reach, g.stride[1]);  // columns
+            t.ahead_rows = g.kernel_h;
+            t.ahead_row_bytes = g.dilation[0] * strides.row;
+            t.ahead_bytes = (reach - fresh) * strides.column;
+            t.ahead_vectors = fresh * strides.column / (words * 8);
+        }
+    } else {
+        t.offsets = offsets(words, strides).data();
+    }
     t.channels = channels_.data();
     t.constants = constants_.data();
     t.residual_constants = residual_constants_.data();
@@ -213,16 +349,30 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
     t.column_class_count = int64_t(columns_.classes.size());
     t.class_count = t.column_class_count * int64_t(rows_.classes.size());
     t.words = words;
+    t.end_word = words * g.output.width;
     t.groups_of_lanes = active;
     // All output channels pass over a short run of pixels whose input stays in the L1 cache, but not
-    // over fewer vectors than pay for the mispredicted branches of each visit of a channel.
+    // over fewer vectors than pay for a visit of a channel: its mispredicted branches, or, where the
+    // channels come in order of their length, the reading of its taps. The adders of a vector below
+    // 64 bytes take longer than its load from L2: only visits count.
     const int64_t per_channel = int64_t(taps_.size()) / std::max<int64_t>(1, g.output.channels);
-    const int64_t least = per_channel >= 192 ? 1 : per_channel >= 48 ? 2 : 4;
+    int64_t least = 16;
+    if (t.quads)
+        least = per_channel >= 128 ? 1 : 2;
+    else if (kernels.vector_words == 8)
+        least = per_channel >= 192 ? 1 : per_channel >= 48 ? 2 : 4;
     const int64_t lines = g.group_channels * g.kernel_h;
-    const int64_t halo = (g.kernel_w - 1) * g.dilation[1] * t.input.pixel_bytes;
+    const int64_t halo = (g.kernel_w - 1) * g.dilation[1] * words * 8;
     const int64_t per_line = kL1Budget / lines - halo;
     t.block_vectors = std::max<int64_t>(least, per_line / (kernels.vector_words * 8));
+    return t;
+}
 
+void BitConv::run(const KernelTable& kernels, const View& input, const View& output,
+                  const View& residual, int64_t words, int64_t active, int64_t threads,
+                  char* stage) const {
+    const Geometry& g = geometry_;
+    const BitConvTask t = task(kernels, input, output, residual, words, active, threads, stage);
     const auto kernel = output.kind == Kind::kBits ? kernels.bit_conv_sign : kernels.bit_conv_sums;
     const int64_t outputs = g.output.channels;
     const int64_t parts = parts_per_row(g.output.height, outputs, threads);

@@ -1,8 +1,11 @@
 // A bit-sliced convolution prepared once: tap lists by sign, border classes, threshold constants.
 #pragma once
 
+#include <array>
+#include <map>
+#include <memory>
 #include <mutex>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "cpu/geometry.h"
@@ -24,8 +27,23 @@ class BitConv {
 
     const Geometry& geometry() const { return geometry_; }
 
-    // Bytes of scratch that run() needs for a block of this many words.
+    // Bytes of scratch for a block of this many words.
     int64_t stage_bytes(const KernelTable& kernels, int64_t words) const;
+
+    int64_t taps_of(int64_t output) const {
+        return channels_[output].negative + channels_[output].positive;
+    }
+    // True if every sum fits 16 bits.
+    bool short_sums() const;
+    // Makes a task for sums one for their maxima over windows that do not overlap, written to `output`;
+    // false if there is no kernel for it.
+    bool pool_sums(int64_t pool_h, int64_t pool_w, const View& output, BitConvTask* task) const;
+
+    // What run() hands to the kernels, for callers that choose rows and channels themselves. Fills
+    // `stage`.
+    BitConvTask task(const KernelTable& kernels, const View& input, const View& output,
+                     const View& residual, int64_t words, int64_t active, int64_t threads,
+                     char* stage) const;
 
     // `input` has a zero border of at least the padding. `residual.origin` is null without one.
     // `active` groups of 16 lanes are written when the result is sums.
@@ -34,13 +52,27 @@ class BitConv {
              char* stage) const;
 
    private:
+    friend class BitPixels;  // the same layer with pixels in the lanes
+    friend class LookupPixels;
+    friend class WordPixels;
+    struct Quads {
+        std::vector<uint64_t> words;
+        std::vector<QuadChannel> ordered;
+        std::vector<int32_t> constants, residual_constants, bias;
+        std::vector<uint8_t> odd;
+        int64_t class_constants;
+    };
     struct Strides {
         int64_t channel, row, column, phase;  // phase: between columns that differ mod stride
     };
     bool staged(const KernelTable& kernels, int64_t words) const;
+    // Of whole vectors; null where their numbers do not fit.
+    const Quads* quads(const Strides& strides) const;
     View stage_view(char* stage, int64_t words) const;
     void fill_stage(const View& input, const View& stage, int64_t words, int64_t threads) const;
     const std::vector<int32_t>& offsets(int64_t words, const Strides& strides) const;
+    void order_constants(Quads* quads) const;
+    void raise_constants(Quads* quads) const;
     void set_constants(const Thresholds* thresholds);
 
     Geometry geometry_;
@@ -51,9 +83,10 @@ class BitConv {
     std::vector<int32_t> balances_;
     std::vector<uint64_t> constants_, residual_constants_, flips_;
 
-    // Byte offsets by word count, filled on first use: a layer always sees one input layout.
+    // Byte offsets by word count and distances of channels and rows, filled on first use.
     mutable std::mutex mutex_;
-    mutable std::unordered_map<int64_t, std::vector<int32_t>> offsets_;
+    mutable std::map<std::array<int64_t, 3>, std::vector<int32_t>> offsets_;
+    mutable std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Quads>> quads_;
 };
 
 }  // namespace mpt

@@ -15,6 +15,11 @@ The sign form compares S with an integer per channel and packs the decision:
 
 which is batch norm, an optional +1/-1 shortcut and binary_activation in one step; a negative
 batch-norm slope sets `flip`. Both forms are exact and have no gradient.
+
+The triton backend has two routes with equal results: "adders", whose cost is that of the kept taps,
+and "int8", tensor-core products of the unpacked planes, whose cost does not depend on the density
+and which takes a byte of memory for each input entry. The measured cost table chooses; "adders"
+runs where there is none.
 """
 
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.bitsliced_conv2d import reference
 from mpt_fast.kernels.geometry import (
@@ -50,6 +55,12 @@ def check_operands(planes: Tensor, taps: Taps, geometry: Geometry) -> tuple[int,
     check_channels(planes.shape[0], out_channels, per_group, geometry)
     image = (planes.shape[1], planes.shape[2])
     return conv2d_output_size(image, (kernel_h, kernel_w), geometry)
+
+
+def cost_case(operation: str, planes: Tensor, taps: Taps, size: tuple[int, int]) -> costs.Case:
+    """What a convolution with an output of `size` pixels is called in the cost table."""
+    columns = planes.shape[-1] * WORD_BITS * size[0] * size[1]
+    return costs.product(operation, columns, taps.shape, taps.index.shape[0])
 
 
 def check_thresholds(
@@ -99,13 +110,13 @@ def _bitsliced_conv2d(
     backend: str | None = None,
 ) -> Tensor:
     taps, geometry = _unpack(indptr, index, value, shape, stride, padding, dilation, groups)
-    check_operands(planes, taps, geometry)
-    chosen = choose("bitsliced_conv2d", backend, planes.device.type, BACKENDS)
+    size = check_operands(planes, taps, geometry)
+    case = cost_case("bitsliced_conv2d", planes, taps, size)
+    chosen = choose("bitsliced_conv2d", backend, planes.device.type, BACKENDS, case)
     if chosen == "triton":
         from mpt_fast.kernels.bitsliced_conv2d import triton
 
-        layer = triton.prepare(taps, (planes.shape[1], planes.shape[2]), geometry)
-        return triton.run(planes, layer)
+        return triton.convolve(case, planes, taps, geometry)
     if chosen == "cpu":
         sums = cpu.engine().bitsliced_conv2d(
             as_array(planes), *tap_arrays(taps), *geometry, **run_options()
@@ -154,12 +165,13 @@ def _bitsliced_conv2d_sign(
     height, width = check_operands(planes, taps, geometry)
     out_shape = (shape[0], height, width, planes.shape[-1])
     check_thresholds(out_shape, threshold, flip, residual, residual_threshold, planes.device)
-    chosen = choose("bitsliced_conv2d_sign", backend, planes.device.type, BACKENDS)
+    case = cost_case("bitsliced_conv2d_sign", planes, taps, (height, width))
+    chosen = choose("bitsliced_conv2d_sign", backend, planes.device.type, BACKENDS, case)
     if chosen == "triton":
         from mpt_fast.kernels.bitsliced_conv2d import triton
 
-        layer = triton.prepare(taps, (planes.shape[1], planes.shape[2]), geometry)
-        return triton.run(planes, layer, threshold, flip, residual, residual_threshold)
+        decided = (threshold, flip, residual, residual_threshold)
+        return triton.convolve(case, planes, taps, geometry, *decided)
     if chosen == "cpu":
         decisions = cpu.engine().bitsliced_conv2d_sign(
             as_array(planes),

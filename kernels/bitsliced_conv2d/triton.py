@@ -1,16 +1,16 @@
 """Bit-sliced convolution on the GPU: vertical counters in registers, one activation tile in L1.
 
 A plane is seen as words of 32 lanes. For one output channel and a tile of pixels x words, the kept
-taps are added bit by bit: carry-save full adders (`a ^ b ^ c` and the majority) take 16 words a
-turn into counter planes ones, twos, fours, eights; the carry of 16 ripples through the higher
-planes. The count is never unpacked: comparing it with an integer is one three-input operation per
-plane.
+taps are added bit by bit: carry-save full adders (`a ^ b ^ c` and the majority) take 16 or 32 words
+a turn into counter planes ones, twos, fours, eights (and sixteens); the last carry ripples through
+the higher planes. The count is never unpacked: comparing it with an integer is one three-input
+operation per plane.
 
     A = number of set bits among the positive taps + of cleared bits among the negative taps
     S = 2 A - T + border,   T = number of taps (with fillers), border = sum of the values of taps
                             that lie outside the image, where the padded plane holds 0 (-1)
 
-Positive and negative taps are two lists, each filled to a multiple of 16 with taps that point to an
+Positive and negative taps are two lists, each filled to whole turns with taps that point to an
 extra plane of zeros, so that the complement of a negative tap fuses with its adder. A program walks
 several output channels over one tile; channels are sorted by their number of taps.
 """
@@ -22,18 +22,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpt_fast.kernels import costs
 from mpt_fast.kernels.backend import interpreted
+from mpt_fast.kernels.bitsliced_conv2d import triton_int8
 from mpt_fast.kernels.geometry import Geometry, conv2d_output_size
-from mpt_fast.kernels.gpu import ceil_div, guard, power_of_two, tl, triton
+from mpt_fast.kernels.gpu import (
+    RegisterLimit,
+    ceil_div,
+    guard,
+    power_of_two,
+    register_limit,
+    tl,
+    triton,
+)
 from mpt_fast.kernels.gpu.aot import CompileCase
 from mpt_fast.kernels.pack_bits.triton import as_words32
 from mpt_fast.kernels.taps import Taps
 
-GROUP = 16
-# Words (of 32 lanes) of one tile: 4 words a thread keep loads at 128 bits and 72 registers.
+ROUTES = ("adders", "int8")
+# Pins the route, as tests and benchmarks do; None leaves it to the measured cost table.
+ROUTE: str | None = None
+# Taps of a turn. Long lists take more, so that the ripple stays below 2.5 operations a tap.
+GROUP, LONG_GROUP, LONG_LIST = 16, 32, 512
+# Words (of 32 lanes) of one tile: 4 words a thread keep loads at 128 bits.
 TILE_WORDS = 512
 SUM_TILE_WORDS = 128
+WORDS_PER_THREAD = 4
+# Walking several output channels re-reads the tile from L1; small maps walk fewer, so that there
+# are about four programs for each multiprocessor of a large device.
 OUTPUTS_PER_PROGRAM = 8
+PROGRAMS = 528
+# Without a limit ptxas of Triton 3.9 aims at 96 registers and spills two. With one it loads ahead
+# as many planes as fit, near 128 a few too many: 124 on sm_90, where four tiles then share a
+# multiprocessor, and 144 elsewhere spill nothing. The sums need 134.
+SIGN_REGISTERS = RegisterLimit(144, {9: 124})
+SUM_REGISTERS = RegisterLimit(168)
 # Counters are built for these numbers of planes beyond the four of a group.
 LEAST_HIGH, MOST_HIGH = 4, 16
 
@@ -49,7 +72,7 @@ def _add(a, b, c):
 def _word(base, taps_ptr, tap, ROW: tl.constexpr, NEGATIVE: tl.constexpr):
     """The plane of one tap for the tile; complemented for a negative tap."""
     # Offsets are stored in rows of ROW words; the product tells the compiler their alignment.
-    word = tl.load(base + tl.load(taps_ptr + tap) * ROW)
+    word = tl.load(base + tl.load(taps_ptr + tap).to(tl.int64) * ROW)
     if NEGATIVE:
         word = word ^ -1
     return word
@@ -81,21 +104,37 @@ def _add_eight(base, taps_ptr, tap, ones, twos, fours, ROW: tl.constexpr, NEGATI
 
 
 @triton.jit
+def _add_sixteen(
+    base, taps_ptr, tap, ones, twos, fours, eights, ROW: tl.constexpr, NEGATIVE: tl.constexpr
+):
+    ones, twos, fours, a = _add_eight(base, taps_ptr, tap, ones, twos, fours, ROW, NEGATIVE)
+    ones, twos, fours, b = _add_eight(base, taps_ptr, tap + 8, ones, twos, fours, ROW, NEGATIVE)
+    eights, carry = _add(eights, a, b)
+    return ones, twos, fours, eights, carry
+
+
+@triton.jit
 def _count(
     base, taps_ptr, tap, stop, ones, twos, fours, eights, high,
-    ROW: tl.constexpr, HIGH: tl.constexpr, NEGATIVE: tl.constexpr,
+    ROW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, NEGATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Adds the taps tap..stop, a multiple of 16, to the counter."""
+    """Adds the taps tap..stop, a multiple of GROUP, to the counter."""
     while tap < stop:
-        ones, twos, fours, a = _add_eight(base, taps_ptr, tap, ones, twos, fours, ROW, NEGATIVE)
-        ones, twos, fours, b = _add_eight(base, taps_ptr, tap + 8, ones, twos, fours, ROW, NEGATIVE)
-        eights, carry = _add(eights, a, b)
+        ones, twos, fours, eights, carry = _add_sixteen(
+            base, taps_ptr, tap, ones, twos, fours, eights, ROW, NEGATIVE
+        )
         ripple = ()
-        for p in tl.static_range(HIGH):
+        if GROUP == 32:
+            ones, twos, fours, eights, second = _add_sixteen(
+                base, taps_ptr, tap + 16, ones, twos, fours, eights, ROW, NEGATIVE
+            )
+            sixteens, carry = _add(high[0], carry, second)
+            ripple = (sixteens,)
+        for p in tl.static_range(GROUP // 32, HIGH):
             ripple = ripple + (high[p] ^ carry,)  # noqa: RUF005 - Triton has no starred tuple
             carry = high[p] & carry
         high = ripple
-        tap += 16
+        tap += GROUP
     return ones, twos, fours, eights, high
 
 
@@ -133,11 +172,11 @@ def _bitsliced_conv2d_kernel(
     border_ptr,  # int32 [O, Ho * Wo]
     threshold_ptr, flip_ptr, residual_ptr, residual_threshold_ptr,
     out_ptr,  # SIGN: int32 [O, Ho * Wo, ROW]; else int32 [O, Ho * Wo, ROW * 32]
-    O, groups,  # noqa: E741
+    O, groups,
     Ho: tl.constexpr, Wo: tl.constexpr, Hp: tl.constexpr, Wp: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, ROW: tl.constexpr, GROUP_ROWS: tl.constexpr,
     SIGN: tl.constexpr, RESIDUAL: tl.constexpr, BORDER: tl.constexpr, HIGH: tl.constexpr,
-    PIXELS: tl.constexpr, WORDS: tl.constexpr, OUTPUTS: tl.constexpr,
+    GROUP: tl.constexpr, PIXELS: tl.constexpr, WORDS: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
     word_tiles: tl.constexpr = ROW // WORDS
     tile = tl.program_id(0)
@@ -162,10 +201,34 @@ def _bitsliced_conv2d_kernel(
             high = high + (zero,)  # noqa: RUF005 - Triton has no starred tuple
         # No mask: tiles divide the rows, and pixels past the end read those of pixel 0.
         ones, twos, fours, eights, high = _count(
-            base, taps_ptr, positive, negative, zero, zero, zero, zero, high, ROW, HIGH, False
+            base,
+            taps_ptr,
+            positive,
+            negative,
+            zero,
+            zero,
+            zero,
+            zero,
+            high,
+            ROW,
+            HIGH,
+            GROUP,
+            False,
         )
         ones, twos, fours, eights, high = _count(
-            base, taps_ptr, negative, end, ones, twos, fours, eights, high, ROW, HIGH, True
+            base,
+            taps_ptr,
+            negative,
+            end,
+            ones,
+            twos,
+            fours,
+            eights,
+            high,
+            ROW,
+            HIGH,
+            GROUP,
+            True,
         )
         total = tl.load(totals_ptr + channel)
         border = tl.zeros([PIXELS, 1], tl.int32)
@@ -203,7 +266,7 @@ class Prepared:
     """A layer's tap lists, ready for launches on images of one size.
 
     order, starts, offsets, totals, border: the kernel's operands. most: taps of the fullest
-    channel, fillers included.
+    channel, fillers included. group: taps of a turn.
     """
 
     geometry: Geometry
@@ -217,6 +280,12 @@ class Prepared:
     totals: Tensor
     border: Tensor
     most: int
+    group: int
+
+
+def group_of(most: int) -> int:
+    """Taps of a turn for a layer whose fullest channel keeps `most` taps."""
+    return LONG_GROUP if most >= LONG_LIST else GROUP
 
 
 def outside_sums(taps: Taps, image: tuple[int, int], geometry: Geometry) -> Tensor:
@@ -245,7 +314,8 @@ def prepare(taps: Taps, image: tuple[int, int], geometry: Geometry) -> Prepared:
     # Lists in the order (channel, positive before negative), each filled to whole groups.
     which = 2 * owner + (taps.value < 0)
     sizes = torch.bincount(which, minlength=2 * outputs)
-    filled = (sizes + GROUP - 1) // GROUP * GROUP
+    group_taps = group_of(int(counts.max()))
+    filled = (sizes + group_taps - 1) // group_taps * group_taps
     starts = torch.zeros(2 * outputs + 1, dtype=torch.int64, device=device)
     starts[1:] = filled.cumsum(0)
     group = torch.arange(outputs, device=device) // (outputs // geometry.groups)
@@ -271,6 +341,7 @@ def prepare(taps: Taps, image: tuple[int, int], geometry: Geometry) -> Prepared:
         totals=totals.to(torch.int32),
         border=outside_sums(taps, image, geometry),
         most=int(per_channel.max()),
+        group=group_taps,
     )
 
 
@@ -285,12 +356,39 @@ def _tile(pixels: int, row: int, words: int) -> tuple[int, int]:
     return power_of_two(pixels, 1, max(1, words // across)), across
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Configuration of one launch: tile of pixels x words, output channels a program walks."""
+
+    pixels: int
+    across: int
+    outputs: int
+    num_warps: int
+    registers: RegisterLimit
+
+    @classmethod
+    def of(cls, size: int, row: int, outputs: int, sign: bool) -> "Launch":
+        """For `size` output pixels of `row` words and `outputs` channels."""
+        pixels, across = _tile(size, row, TILE_WORDS if sign else SUM_TILE_WORDS)
+        tiles = ceil_div(size, pixels) * (row // across)
+        walked = min(OUTPUTS_PER_PROGRAM, outputs)
+        while walked > 1 and tiles * ceil_div(outputs, walked) < PROGRAMS and not interpreted():
+            walked = ceil_div(walked, 2)
+        # The sums of a word are 32 registers: one word a thread there.
+        per_thread = WORDS_PER_THREAD if sign else 1
+        warps = min(4, power_of_two(pixels * across // (32 * per_thread)))
+        return cls(pixels, across, walked, warps, SIGN_REGISTERS if sign else SUM_REGISTERS)
+
+    @property
+    def words_per_thread(self) -> int:
+        return self.pixels * self.across // (32 * self.num_warps)
+
+
 def high_planes(most: int) -> int:
-    """Counter planes beyond four that hold counts up to `most`, from few sizes."""
-    needed = max(0, most.bit_length() - 4)
-    for planes in range(LEAST_HIGH, MOST_HIGH + 1, 2):
-        if planes >= needed:
-            return planes
+    """Counter planes beyond four that hold counts up to `most`."""
+    needed = most.bit_length() - 4
+    if needed <= MOST_HIGH:
+        return max(LEAST_HIGH, needed)
     raise ValueError(f"a channel with {most} taps needs more than {4 + MOST_HIGH} counter planes")
 
 
@@ -317,9 +415,11 @@ def run(
     padded = F.pad(planes, (0, 0, pw, pw, ph, ph, 0, 1))
     Hp, Wp = padded.shape[1:3]
     row = 2 * words
-    pixels, across = _tile(Ho * Wo, row, TILE_WORDS if sign else SUM_TILE_WORDS)
-    outputs = min(OUTPUTS_PER_PROGRAM, layer.outputs)
-    grid = (ceil_div(Ho * Wo, pixels) * (row // across), ceil_div(layer.outputs, outputs))
+    launch = Launch.of(Ho * Wo, row, layer.outputs, sign)
+    grid = (
+        ceil_div(Ho * Wo, launch.pixels) * (row // launch.across),
+        ceil_div(layer.outputs, launch.outputs),
+    )
     unused = layer.totals
     with guard(planes):
         _bitsliced_conv2d_kernel[grid](
@@ -350,27 +450,46 @@ def run(
             RESIDUAL=residual is not None,
             BORDER=layer.geometry.padding != (0, 0),
             HIGH=high_planes(layer.most),
-            PIXELS=pixels,
-            WORDS=across,
-            OUTPUTS=outputs,
+            GROUP=layer.group,
+            PIXELS=launch.pixels,
+            WORDS=launch.across,
+            OUTPUTS=launch.outputs,
+            num_warps=launch.num_warps,
+            **register_limit(launch.registers, planes),
         )
     return out
 
 
+def convolve(
+    case: costs.Case,
+    planes: Tensor,
+    taps: Taps,
+    geometry: Geometry,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_threshold: Tensor | None = None,
+) -> Tensor:
+    """`prepare` and `run` of the route that `ROUTE` or, for `case`, the cost table names."""
+    image = (planes.shape[1], planes.shape[2])
+    decided = (threshold, flip, residual, residual_threshold)
+    if (ROUTE or costs.route(case, ROUTES[0])) == "int8":
+        return triton_int8.run(planes, triton_int8.prepare(taps, image, geometry), *decided)
+    return run(planes, prepare(taps, image, geometry), *decided)
+
+
 def compile_cases() -> list[CompileCase]:
-    """The kernel at batch 512 (16 words) on the layers of a ResNet, and the sums of a head."""
+    """The kernel at batch 512 (16 words) on the layers of a ResNet, density up to 0.5, and sums."""
     int32s = ("planes_ptr", "order_ptr", "starts_ptr", "taps_ptr", "totals_ptr", "border_ptr",
               "threshold_ptr", "residual_ptr", "residual_threshold_ptr", "out_ptr")  # fmt: skip
     cases = []
-    for size, most in ((32, 200), (16, 400), (8, 800), (4, 1600)):
+    row = 16
+    for size, outputs, most in ((32, 64, 350), (16, 128, 650), (8, 256, 1300), (4, 512, 2500)):
         for sign, residual in ((True, False), (True, True), (False, False)):
-            row = 16
-            words = TILE_WORDS if sign else SUM_TILE_WORDS
-            pixels, across = _tile(size * size, row, words)
+            launch = Launch.of(size * size, row, outputs, sign)
             signature: dict[str, Any] = dict.fromkeys(int32s, "*i32")
             signature |= {"flip_ptr": "*i8", "O": "i32", "groups": "i32"}
             form = "residual" if residual else "sign" if sign else "sums"
-            per_thread = pixels * across // 128
             cases.append(
                 CompileCase(
                     _bitsliced_conv2d_kernel,
@@ -384,16 +503,19 @@ def compile_cases() -> list[CompileCase]:
                         "SH": 1,
                         "SW": 1,
                         "ROW": row,
-                        "GROUP_ROWS": 64 * (size + 2) ** 2,
+                        "GROUP_ROWS": outputs * (size + 2) ** 2,
                         "SIGN": sign,
                         "RESIDUAL": residual,
                         "BORDER": True,
                         "HIGH": high_planes(most),
-                        "PIXELS": pixels,
-                        "WORDS": across,
-                        "OUTPUTS": OUTPUTS_PER_PROGRAM,
+                        "GROUP": group_of(most),
+                        "PIXELS": launch.pixels,
+                        "WORDS": launch.across,
+                        "OUTPUTS": launch.outputs,
                     },
-                    checks={"bitsliced": GROUP * per_thread} if sign and per_thread >= 4 else {},
+                    launch.num_warps,
+                    registers=launch.registers,
+                    checks={"bitsliced": group_of(most) * launch.words_per_thread} if sign else {},
                 )
             )
-    return cases
+    return cases + triton_int8.compile_cases()

@@ -3,7 +3,8 @@
     S[o, lane] = sum over the taps i of output o of value * (2 * bit - 1),
                  bit = planes[i] of the lane
 
-`bitsliced_conv2d` without space: bits, lanes, thresholds, `flip` and the residual mean the same.
+`bitsliced_conv2d` without space: bits, lanes, thresholds, `flip` and the residual mean the same,
+and so do the triton backend's routes.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import choose
-from mpt_fast.kernels.bitsliced_conv2d.op import check_thresholds
+from mpt_fast.kernels.bitsliced_conv2d.op import check_thresholds, cost_case
 from mpt_fast.kernels.bitsliced_linear import reference
 from mpt_fast.kernels.geometry import check_tensor, make_geometry
 from mpt_fast.kernels.interop import as_array, optional_array, run_options, tap_arrays
@@ -49,11 +50,12 @@ def _bitsliced_linear(
     backend: str | None = None,
 ) -> Tensor:
     taps = _checked_taps(planes, indptr, index, value, shape)
-    chosen = choose("bitsliced_linear", backend, planes.device.type, BACKENDS)
+    case = cost_case("bitsliced_linear", planes, taps, (1, 1))
+    chosen = choose("bitsliced_linear", backend, planes.device.type, BACKENDS, case)
     if chosen == "triton":
         from mpt_fast.kernels.bitsliced_linear import triton
 
-        return triton.run(planes, triton.prepare(taps))
+        return triton.apply(case, planes, taps)
     if chosen == "cpu":
         sums = cpu.engine().bitsliced_conv2d(
             as_array(planes)[:, None, None, :], *tap_arrays(taps), *_POINTWISE, **run_options()
@@ -91,12 +93,12 @@ def _bitsliced_linear_sign(
     taps = _checked_taps(planes, indptr, index, value, shape)
     out_shape = (shape[0], planes.shape[1])
     check_thresholds(out_shape, threshold, flip, residual, residual_threshold, planes.device)
-    chosen = choose("bitsliced_linear_sign", backend, planes.device.type, BACKENDS)
+    case = cost_case("bitsliced_linear_sign", planes, taps, (1, 1))
+    chosen = choose("bitsliced_linear_sign", backend, planes.device.type, BACKENDS, case)
     if chosen == "triton":
         from mpt_fast.kernels.bitsliced_linear import triton
 
-        layer = triton.prepare(taps)
-        return triton.run(planes, layer, threshold, flip, residual, residual_threshold)
+        return triton.apply(case, planes, taps, threshold, flip, residual, residual_threshold)
     if chosen == "cpu":
         residual_array = optional_array(residual)
         decisions = cpu.engine().bitsliced_conv2d_sign(

@@ -5,6 +5,7 @@ A tile is then as much of one row of words as a program holds, and the counters 
 
 from torch import Tensor
 
+from mpt_fast.kernels import costs
 from mpt_fast.kernels.bitsliced_conv2d import triton as conv
 from mpt_fast.kernels.geometry import make_geometry
 from mpt_fast.kernels.gpu.aot import CompileCase
@@ -29,6 +30,22 @@ def run(
         residual = residual[:, None, None, :]
     out = conv.run(planes[:, None, None, :], layer, threshold, flip, residual, residual_threshold)
     return out[:, 0, 0, :]
+
+
+def apply(
+    case: costs.Case,
+    planes: Tensor,
+    taps: Taps,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_threshold: Tensor | None = None,
+) -> Tensor:
+    """`bitsliced_conv2d`'s `convolve` on images of one pixel; shapes as for `run`."""
+    if residual is not None:
+        residual = residual[:, None, None, :]
+    decided = (threshold, flip, residual, residual_threshold)
+    return conv.convolve(case, planes[:, None, None, :], taps, make_geometry(), *decided)[:, 0, 0]
 
 
 def compile_cases() -> list[CompileCase]:

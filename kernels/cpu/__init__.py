@@ -4,13 +4,23 @@
 with the remedy, so that a missing engine is never replaced by something slower in silence.
 """
 
+import functools
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
+
+from mpt_fast.kernels.cpu.build import source_digest
+
+_KERNELS = Path(__file__).resolve().parent.parent
 
 
 class EngineMissing(RuntimeError):  # noqa: N818 - reads as the state it reports
     """The compiled engine is not installed, or it cannot be loaded on this machine."""
+
+
+class EngineStale(RuntimeError):  # noqa: N818 - reads as the state it reports
+    """The compiled engine of a checkout was built from other sources than the checkout has."""
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -39,10 +49,28 @@ def missing_reason() -> str:
 
 
 def engine() -> ModuleType:
-    """The compiled module `mpt_fast.kernels._cpu`; raises EngineMissing if it was not built."""
+    """The compiled module `mpt_fast.kernels._cpu`.
+
+    Raises EngineMissing if it was not built, EngineStale in a checkout whose C++ sources are not
+    those it was built from (as after `git pull`): old kernels under new callers would be wrong in
+    ways hard to trace, and no other backend takes their place in silence.
+    """
     if _module is None:
         raise EngineMissing(missing_reason())
+    # An engine from before there were digests has none.
+    if _is_stale(_KERNELS, getattr(_module, "source_digest", "")):
+        raise EngineStale(
+            f"the C++ engine is older or newer than the sources in {_KERNELS}; rebuild it: "
+            "python setup.py --quiet build_ext --inplace --force"
+        )
     return _module
+
+
+@functools.cache
+def _is_stale(kernels: Path, built_from: str) -> bool:
+    """True in a development checkout whose sources differ from the digest compiled in."""
+    in_checkout = (kernels.parent / "setup.py").exists()
+    return in_checkout and source_digest(kernels) != built_from
 
 
 def default_threads() -> int:

@@ -34,7 +34,10 @@ Kind kind_from(const std::string& name) {
     if (name == "bits") return Kind::kBits;
     if (name == "f32") return Kind::kF32;
     if (name == "f64") return Kind::kF64;
-    fail("kind must be 'bits', 'f32' or 'f64', not '" + name + "'");
+    if (name == "u8") return Kind::kU8;
+    if (name == "i8") return Kind::kI8;
+    if (name == "i16") return Kind::kI16;
+    fail("kind must be 'bits', 'f32', 'f64', 'u8', 'i8' or 'i16', not '" + name + "'");
 }
 
 int64_t checked_threads(int64_t threads) {

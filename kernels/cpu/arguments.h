@@ -24,6 +24,8 @@ inline const char* type_name<int8_t>() { return "int8"; }
 template <>
 inline const char* type_name<uint8_t>() { return "uint8"; }
 template <>
+inline const char* type_name<int16_t>() { return "int16"; }
+template <>
 inline const char* type_name<int32_t>() { return "int32"; }
 template <>
 inline const char* type_name<int64_t>() { return "int64"; }

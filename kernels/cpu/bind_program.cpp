@@ -8,6 +8,17 @@ namespace py = pybind11;
 namespace mpt {
 namespace {
 
+LaneLayout layout_from(const std::string& name) {
+    if (name == "auto") return LaneLayout::kAuto;
+    if (name == "images") return LaneLayout::kImages;
+    if (name == "pixels") return LaneLayout::kPixels;
+    if (name == "sliced") return LaneLayout::kSliced;
+    if (name == "lookups") return LaneLayout::kLookups;
+    if (name == "words") return LaneLayout::kWords;
+    fail("layout must be 'auto', 'images', 'pixels', 'sliced', 'lookups' or 'words', not '" +
+         name + "'");
+}
+
 ConvShape conv_shape(const std::array<int64_t, 4>& shape, Pair stride, Pair padding, Pair dilation,
                      int64_t groups) {
     return {shape, stride, padding, dilation, groups};
@@ -36,6 +47,9 @@ py::array run(const Program& program, const py::array& x, int64_t threads) {
     checked_threads(threads);
     if (x.ndim() != 4) fail("x must have 4 dimensions [N, C, H, W]");
     const bool to_double = program.output_layout().kind == Kind::kF64;
+    if (has_type<uint8_t>(x))
+        return to_double ? run_typed<uint8_t, double>(program, x, threads)
+                         : run_typed<uint8_t, float>(program, x, threads);
     if (has_type<double>(x))
         return to_double ? run_typed<double, double>(program, x, threads)
                          : run_typed<double, float>(program, x, threads);
@@ -89,19 +103,20 @@ void bind_steps(py::class_<Program>& program) {
            const py::array& value, const std::array<int64_t, 4>& shape, Pair stride, Pair padding,
            Pair dilation, int64_t groups, const py::array& scale, const py::array& shift,
            const std::string& op, int residual, const py::object& residual_scale,
-           const py::object& residual_shift) {
+           const py::object& residual_shift, const std::optional<std::string>& kind) {
             Affine affine = {vector_of<double>(scale, "scale"), vector_of<double>(shift, "shift"),
                              optional_vector<double>(residual_scale, "residual_scale"),
                              optional_vector<double>(residual_shift, "residual_shift"),
                              operation_from(op)};
             return p.conv_affine(src, taps_from(indptr, index, value),
                                  conv_shape(shape, stride, padding, dilation, groups),
-                                 std::move(affine), residual);
+                                 std::move(affine), residual,
+                                 kind ? std::optional<Kind>(kind_from(*kind)) : std::nullopt);
         },
         arg("src"), arg("indptr"), arg("index"), arg("value"), arg("shape"), arg("stride"),
         arg("padding"), arg("dilation"), arg("groups"), arg("scale"), arg("shift"),
         arg("op") = "none", arg("residual") = -1, arg("residual_scale") = py::none(),
-        arg("residual_shift") = py::none());
+        arg("residual_shift") = py::none(), arg("kind") = py::none());
     program.def(
         "combine",
         [](Program& p, const std::vector<int>& srcs, const std::vector<py::array>& scales,
@@ -147,17 +162,30 @@ void bind_program(py::module_& m) {
             return names;
         },
         "Instruction sets usable on this machine, best first.");
+    m.def(
+        "vector_words", [](const std::string& isa) { return kernels_for(isa).vector_words; },
+        arg("isa"), "64-bit words per vector of the bit-sliced kernels.");
     py::class_<Program> program(m, "Program", "A packed network: steps over values (see step.h).");
     program.def(py::init([](int64_t channels, int64_t height, int64_t width, const std::string& isa,
-                            const std::string& input_kind) {
+                            const std::string& input_kind, const std::string& layout) {
                     return std::make_unique<Program>(Shape{channels, height, width}, isa,
-                                                     kind_from(input_kind));
+                                                     kind_from(input_kind), layout_from(layout));
                 }),
                 arg("channels"), arg("height"), arg("width"), arg("isa") = "auto",
-                arg("input_kind") = "f32");
+                arg("input_kind") = "f32", arg("layout") = "auto");
     bind_steps(program);
     program.def("finish", &Program::finish, arg("output"))
+        .def(
+            "set_pixels",
+            [](Program& p, const py::array& table) {
+                const float* data = array_data<float>(table, 2, "table");
+                p.set_pixels(std::vector<float>(data, data + table.size()));
+            },
+            arg("table"), "What a uint8 pixel stands for: float32 [C, 256].")
         .def("run", &run, arg("x"), arg("threads") = 1)
+        .def("block_lanes", &Program::block_lanes, arg("images"))
+        .def("uses_pixels", &Program::uses_pixels, arg("images"))
+        .def("pixel_names", &Program::pixel_names, arg("images"))
         .def("peak_bytes", &Program::peak_bytes, arg("batch"))
         .def("step_times", &Program::step_times)
         .def_property_readonly("lanes", &Program::lanes)

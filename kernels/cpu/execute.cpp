@@ -6,6 +6,24 @@
 #include "cpu/program.h"
 
 namespace mpt {
+namespace {
+
+// Adds the time of its own life.
+class Stopwatch {
+   public:
+    explicit Stopwatch(double* seconds) : seconds_(seconds) {}
+    ~Stopwatch() {
+        *seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+    Stopwatch(const Stopwatch&) = delete;
+    Stopwatch& operator=(const Stopwatch&) = delete;
+
+   private:
+    double* seconds_;
+    const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
 
 Program::Arena::Arena(int64_t size)
     : bytes(size), data(static_cast<char*>(::operator new(size_t(size), std::align_val_t{64}))) {}
@@ -21,10 +39,16 @@ void Program::load_block(const In* x, int64_t images, const StepContext& context
         const In* first = x + group * kGroup * size;
         const int64_t count = std::min(kGroup, images - group * kGroup);
         zero_border(view, group, c);
-        if (view.kind == Kind::kF32)
+        if constexpr (sizeof(In) == 1) {
+            if (view.kind == Kind::kF32)
+                load_pixels<float>(first, pixels_.data(), count, view, group, c);
+            else
+                load_pixels<double>(first, pixels_.data(), count, view, group, c);
+        } else if (view.kind == Kind::kF32) {
             load_channel<In, float>(first, count, view, group, c);
-        else
+        } else {
             load_channel<In, double>(first, count, view, group, c);
+        }
     });
 }
 
@@ -40,12 +64,76 @@ void Program::store_block(const StepContext& context, int64_t images, Out* y) co
 }
 
 template <class In, class Out>
+int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
+                            std::vector<double>* times) const {
+    const int64_t lanes = block_lanes(left), count = std::min(lanes, left);
+    const StepContext context = {kernels_,
+                                 values_,
+                                 arena,
+                                 arena + arena_unit_ * (lanes / kGroup),
+                                 lanes,
+                                 (count + kGroup - 1) / kGroup,
+                                 threads};
+    load_block(x, count, context);
+    for (size_t s = 0; s < image_steps_.size(); ++s) {
+        if (!image_steps_[s]) continue;
+        const Stopwatch watch(&(*times)[s]);
+        const int id = int(s) + 1;
+        const View view = context.view(id);
+        if (view.border_h > 0 || view.border_w > 0 || view.kind == Kind::kBits)
+            for_each(context.groups(view.kind) * view.channels, threads,
+                     [&](int64_t item, int64_t) {
+                         zero_border(view, item / view.channels, item % view.channels);
+                     });
+        image_steps_[s]->run(context, id);
+    }
+    store_block(context, count, y);
+    return count;
+}
+
+template <class In, class Out>
+int64_t Program::run_pixels(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
+                            std::vector<double>* times) const {
+    const int64_t count = std::min(left, kPixelBlock);
+    std::vector<PixelView> views;
+    const int64_t bytes = plan_pixels(count, arena, &views);
+    const PixelContext context = {kernels_, views, arena + bytes, threads, pixel_kernel()};
+    for_each(views[0].shape.channels, threads, [&](int64_t c, int64_t) {
+        if constexpr (sizeof(In) == 1)
+            load_pixels(x, pixels_.data(), views[0], c);
+        else
+            load_pixels(x, views[0], c);
+    });
+    for (size_t s = 0; s < steps_.size(); ++s) {
+        const Stopwatch watch(&(*times)[s]);
+        steps_[s]->run_pixels(context, int(s) + 1);
+    }
+    const PixelView& output = views[output_];
+    for_each(output.shape.channels, threads, [&](int64_t c, int64_t) { store_pixels(output, c, y); });
+    return count;
+}
+
+// The arena's size for a batch, whichever way its blocks run.
+int64_t Program::bytes_for(int64_t images, int64_t threads) const {
+    int64_t most = 0;
+    for (int64_t left = images; left > 0;) {
+        const bool pixels = uses_pixels(left);
+        const int64_t count = std::min(left, pixels ? kPixelBlock : block_lanes(left));
+        most = std::max(most, pixels ? pixel_bytes(count, threads)
+                                     : arena_bytes(block_lanes(left)));
+        left -= count;
+    }
+    return most;
+}
+
+template <class In, class Out>
 void Program::run(const In* x, int64_t images, int64_t threads, Out* y) const {
     need_finished();
     if (threads < 1 || threads > 4096) fail("threads must be between 1 and 4096");
+    if (sizeof(In) == 1 && pixels_.empty()) fail("the program has no pixel table for 8-bit images");
     if (images == 0) return;
     const Shape in = input_shape(), out = output_layout().shape;
-    const int64_t need = arena_bytes(block_lanes(images));
+    const int64_t need = bytes_for(images, threads);
     std::unique_ptr<Arena> arena;
     {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -57,37 +145,19 @@ void Program::run(const In* x, int64_t images, int64_t threads, Out* y) const {
     }
     std::vector<double> times(steps_.size());
     for (int64_t done = 0; done < images;) {
-        const int64_t lanes = block_lanes(images - done);
-        const int64_t count = std::min(lanes, images - done);
-        const StepContext context = {kernels_,
-                                     values_,
-                                     arena->data,
-                                     arena->data + arena_unit_ * (lanes / kGroup),
-                                     lanes,
-                                     (count + kGroup - 1) / kGroup,
-                                     threads};
-        load_block(x + done * in.channels * in.height * in.width, count, context);
-        for (size_t s = 0; s < steps_.size(); ++s) {
-            const auto start = std::chrono::steady_clock::now();
-            const int id = int(s) + 1;
-            const View view = context.view(id);
-            if (view.border_h > 0 || view.border_w > 0)
-                for_each(context.groups(view.kind) * view.channels, threads,
-                         [&](int64_t item, int64_t) {
-                             zero_border(view, item / view.channels, item % view.channels);
-                         });
-            steps_[s]->run(context, id);
-            times[s] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
-                            .count();
-        }
-        store_block(context, count, y + done * out.channels * out.height * out.width);
-        done += count;
+        const In* from = x + done * in.channels * in.height * in.width;
+        Out* to = y + done * out.channels * out.height * out.width;
+        const int64_t left = images - done;
+        done += uses_pixels(left) ? run_pixels(from, left, threads, arena->data, to, &times)
+                                  : run_images(from, left, threads, arena->data, to, &times);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     spare_ = std::move(arena);
     times_ = std::move(times);
 }
 
+template void Program::run<uint8_t, float>(const uint8_t*, int64_t, int64_t, float*) const;
+template void Program::run<uint8_t, double>(const uint8_t*, int64_t, int64_t, double*) const;
 template void Program::run<float, float>(const float*, int64_t, int64_t, float*) const;
 template void Program::run<float, double>(const float*, int64_t, int64_t, double*) const;
 template void Program::run<double, float>(const double*, int64_t, int64_t, float*) const;

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "bitsliced_conv2d/cpu_kernel.h"
+#include "bitsliced_conv2d/cpu_sums_kernel.h"
 #include "cpu/pointwise_kernel.h"
-#include "sparse_conv2d/cpu_kernel.h"
+#include "sparse_conv2d/cpu_levels_kernel.h"
 
 #define MPT_TEXT_OF(name) #name
 #define MPT_TEXT(name) MPT_TEXT_OF(name)
@@ -19,8 +20,10 @@ const KernelTable& kernels() {
         kTileRows<double>,
         kTileRows<float> * kTileColumns<float>,
         kTileRows<double> * kTileColumns<double>,
+        kSignGroups,
         bit_conv_sign,
         bit_conv_sums,
+        bit_conv_pair,
         real_conv,
         combine,
         pool};

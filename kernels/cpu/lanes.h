@@ -11,7 +11,13 @@
 
 #include "cpu/tasks.h"
 
+#ifdef MPT_SANITIZED  // instrumented, the inlined adders would take minutes to compile
+#define MPT_INLINE static inline
+#define MPT_INLINE_MEMBER inline
+#else
 #define MPT_INLINE static inline __attribute__((always_inline))
+#define MPT_INLINE_MEMBER inline __attribute__((always_inline))
+#endif
 
 namespace mpt {
 namespace MPT_ISA {
@@ -26,6 +32,8 @@ constexpr int kWords = sizeof(Bits) / 8;
 typedef float F32 __attribute__((vector_size(MPT_VECTOR_BYTES)));
 typedef double F64 __attribute__((vector_size(MPT_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(MPT_VECTOR_BYTES)));
+typedef uint16_t U16 __attribute__((vector_size(MPT_VECTOR_BYTES)));
+typedef uint8_t U8 __attribute__((vector_size(MPT_VECTOR_BYTES)));
 
 template <class V>
 MPT_INLINE V load(const void* from) {
@@ -40,6 +48,15 @@ MPT_INLINE void store(void* to, V value) {
 }
 
 MPT_INLINE Bits splat(uint64_t word) { return Bits{} | word; }
+
+// The same of half a word.
+MPT_INLINE Bits splat_half(int32_t half) {
+#if MPT_VECTOR_BYTES == 16
+    return Bits(uint32_t(half)) << 32 | uint32_t(half);
+#else
+    return (Bits)(I32{} + half);
+#endif
+}
 
 MPT_INLINE Bits sum(Bits a, Bits b, Bits c) {
 #if MPT_VECTOR_BYTES == 64
@@ -57,6 +74,18 @@ MPT_INLINE Bits majority(Bits a, Bits b, Bits c) {
 #endif
 }
 
+// The majority of a, b and c, of which s is the sum. Without c, where that is one instruction: then the
+// sum can take c's register, and the majority a's.
+MPT_INLINE Bits majority(Bits a, Bits b, Bits c, Bits s) {
+#if MPT_VECTOR_BYTES == 64
+    (void)c;
+    return (Bits)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)s, 0xd4);
+#else
+    (void)s;
+    return majority(a, b, c);
+#endif
+}
+
 // a where mask is 1, b where it is 0.
 MPT_INLINE Bits choose(Bits mask, Bits a, Bits b) {
 #if MPT_VECTOR_BYTES == 64
@@ -66,9 +95,14 @@ MPT_INLINE Bits choose(Bits mask, Bits a, Bits b) {
 #endif
 }
 
-// Sixteen lanes of one real kind in native vectors.
+// The lanes of a pixel in native vectors: sixteen of a real kind, 32 of levels, which are summed
+// without a sign because such sums wrap around.
 template <class T>
 struct Vector;
+template <>
+struct Vector<uint16_t> {
+    typedef U16 type;
+};
 template <>
 struct Vector<float> {
     typedef F32 type;
@@ -78,73 +112,117 @@ struct Vector<double> {
     typedef F64 type;
 };
 template <class T>
-constexpr int kVectors = int(kGroup * sizeof(T) / MPT_VECTOR_BYTES);
+constexpr int kPixelBytes = int(sizeof(T) == 2 ? kLevelLanes * 2 : kGroup * sizeof(T));
+template <class T>
+constexpr int kVectors = kPixelBytes<T> / MPT_VECTOR_BYTES;
 
-// Bit i of the result says whether lane i is at least zero (NaN is not).
+// Bit i of the result says whether lane i is at least the limit (NaN is not).
 #if MPT_VECTOR_BYTES == 64
-MPT_INLINE uint16_t nonnegative(const F32* v) {
-    return _mm512_cmp_ps_mask((__m512)v[0], _mm512_setzero_ps(), _CMP_GE_OQ);
+MPT_INLINE uint16_t at_least(const F32* v, float limit) {
+    return _mm512_cmp_ps_mask((__m512)v[0], _mm512_set1_ps(limit), _CMP_GE_OQ);
 }
-MPT_INLINE uint16_t nonnegative(const F64* v) {
-    const unsigned low = _mm512_cmp_pd_mask((__m512d)v[0], _mm512_setzero_pd(), _CMP_GE_OQ);
-    const unsigned high = _mm512_cmp_pd_mask((__m512d)v[1], _mm512_setzero_pd(), _CMP_GE_OQ);
+MPT_INLINE uint16_t at_least(const F64* v, double limit) {
+    const __m512d limits = _mm512_set1_pd(limit);
+    const unsigned low = _mm512_cmp_pd_mask((__m512d)v[0], limits, _CMP_GE_OQ);
+    const unsigned high = _mm512_cmp_pd_mask((__m512d)v[1], limits, _CMP_GE_OQ);
     return uint16_t(low | high << 8);
 }
 #elif MPT_VECTOR_BYTES == 32
-MPT_INLINE uint16_t nonnegative(const F32* v) {
+MPT_INLINE uint16_t at_least(const F32* v, float limit) {
     unsigned bits = 0;
     for (int i = 0; i < 2; ++i) {
-        const __m256 keep = _mm256_cmp_ps((__m256)v[i], _mm256_setzero_ps(), _CMP_GE_OQ);
+        const __m256 keep = _mm256_cmp_ps((__m256)v[i], _mm256_set1_ps(limit), _CMP_GE_OQ);
         bits |= unsigned(_mm256_movemask_ps(keep)) << (8 * i);
     }
     return uint16_t(bits);
 }
-MPT_INLINE uint16_t nonnegative(const F64* v) {
+MPT_INLINE uint16_t at_least(const F64* v, double limit) {
     unsigned bits = 0;
     for (int i = 0; i < 4; ++i) {
-        const __m256d keep = _mm256_cmp_pd((__m256d)v[i], _mm256_setzero_pd(), _CMP_GE_OQ);
+        const __m256d keep = _mm256_cmp_pd((__m256d)v[i], _mm256_set1_pd(limit), _CMP_GE_OQ);
         bits |= unsigned(_mm256_movemask_pd(keep)) << (4 * i);
     }
     return uint16_t(bits);
 }
 #else
 template <class T>
-MPT_INLINE uint16_t nonnegative_lanes(const T* lanes) {
+MPT_INLINE uint16_t lanes_at_least(const T* lanes, T limit) {
     unsigned bits = 0;
-    for (int i = 0; i < kGroup; ++i) bits |= unsigned(lanes[i] >= 0) << i;
+    for (int i = 0; i < kGroup; ++i) bits |= unsigned(lanes[i] >= limit) << i;
     return uint16_t(bits);
 }
-MPT_INLINE uint16_t nonnegative(const F32* v) {
+MPT_INLINE uint16_t at_least(const F32* v, float limit) {
     float lanes[kGroup];
     memcpy(lanes, v, sizeof lanes);
-    return nonnegative_lanes(lanes);
+    return lanes_at_least(lanes, limit);
 }
-MPT_INLINE uint16_t nonnegative(const F64* v) {
+MPT_INLINE uint16_t at_least(const F64* v, double limit) {
     double lanes[kGroup];
     memcpy(lanes, v, sizeof lanes);
-    return nonnegative_lanes(lanes);
+    return lanes_at_least(lanes, limit);
 }
 #endif
 
-// Sixteen lanes of a pixel of any kind as T.
+// Integers of the width of T in a native vector.
 template <class T>
-MPT_INLINE void load_lanes(const char* pixel, Kind kind, T* lanes) {
-    if (kind == Kind::kBits) {
-        uint16_t bits;
-        memcpy(&bits, pixel, sizeof bits);
-        for (int i = 0; i < kGroup; ++i) lanes[i] = T(int(bits >> i & 1) * 2 - 1);
-    } else if (kind == Kind::kSums) {
-        int32_t in[kGroup];
-        memcpy(in, pixel, sizeof in);
-        for (int i = 0; i < kGroup; ++i) lanes[i] = T(in[i]);
-    } else if (kind == Kind::kF32) {
-        float in[kGroup];
-        memcpy(in, pixel, sizeof in);
-        for (int i = 0; i < kGroup; ++i) lanes[i] = T(in[i]);
+struct Integers;
+template <>
+struct Integers<float> {
+    typedef I32 type;
+    typedef int32_t element;
+};
+template <>
+struct Integers<double> {
+    typedef int64_t type __attribute__((vector_size(MPT_VECTOR_BYTES)));
+    typedef int64_t element;
+};
+
+template <class T, class From>
+MPT_INLINE void convert_group(const char* pixel, typename Vector<T>::type* v) {
+    typedef From Part __attribute__((vector_size(MPT_VECTOR_BYTES / sizeof(T) * sizeof(From))));
+    for (int i = 0; i < kVectors<T>; ++i) {
+        Part part;
+        memcpy(&part, pixel + i * sizeof part, sizeof part);
+        v[i] = __builtin_convertvector(part, typename Vector<T>::type);
+    }
+}
+
+// Sixteen lanes of a pixel of any kind as T.
+template <class T, Kind KIND>
+MPT_INLINE void load_group(const char* pixel, typename Vector<T>::type* v) {
+    if constexpr (KIND == Kind::kBits) {
+        typedef typename Integers<T>::type I;
+        typedef typename Integers<T>::element Element;
+        constexpr int kLanes = MPT_VECTOR_BYTES / sizeof(T);
+        const typename Vector<T>::type one = typename Vector<T>::type{} + T(1);
+        const Element bits = load<uint16_t>(pixel);
+        for (int i = 0; i < kVectors<T>; ++i) {
+            I lane = {};
+            for (int l = 0; l < kLanes; ++l) lane[l] = Element{1} << (i * kLanes + l);
+            v[i] = (lane & bits) != 0 ? one : -one;
+        }
+    } else if constexpr (KIND == Kind::kShorts) {
+        convert_group<T, int16_t>(pixel, v);
+    } else if constexpr (KIND == Kind::kSums) {
+        convert_group<T, int32_t>(pixel, v);
+    } else if constexpr (KIND == Kind::kF32) {
+        convert_group<T, float>(pixel, v);
     } else {
-        double in[kGroup];
-        memcpy(in, pixel, sizeof in);
-        for (int i = 0; i < kGroup; ++i) lanes[i] = T(in[i]);
+        convert_group<T, double>(pixel, v);
+    }
+}
+
+template <class T>
+MPT_INLINE void load_group(const char* pixel, Kind kind, typename Vector<T>::type* v) {
+    switch (kind) {
+        case Kind::kBits: return load_group<T, Kind::kBits>(pixel, v);
+        case Kind::kShorts:
+        case Kind::kU8:
+        case Kind::kI8:
+        case Kind::kI16: return load_group<T, Kind::kShorts>(pixel, v);
+        case Kind::kSums: return load_group<T, Kind::kSums>(pixel, v);
+        case Kind::kF32: return load_group<T, Kind::kF32>(pixel, v);
+        default: return load_group<T, Kind::kF64>(pixel, v);
     }
 }
 
@@ -153,7 +231,7 @@ template <class T>
 MPT_INLINE void finish_lanes(typename Vector<T>::type* v, Operation operation, char* pixel) {
     typedef typename Vector<T>::type V;
     if (operation == Operation::kSign) {
-        const uint16_t bits = nonnegative(v);
+        const uint16_t bits = at_least(v, T(0));
         memcpy(pixel, &bits, sizeof bits);
         return;
     }
@@ -162,6 +240,32 @@ MPT_INLINE void finish_lanes(typename Vector<T>::type* v, Operation operation, c
         if (operation == Operation::kRelu) v[i] = v[i] < 0 ? V{} : v[i];
         store(pixel + i * MPT_VECTOR_BYTES, v[i]);
     }
+}
+
+// The nearest integer (ties to the even one) inside [low, high], whose magnitudes are below 2^22, as
+// a 16-bit lane: adding 1.5 * 2^23 leaves it in the low bits.
+typedef int16_t Levels __attribute__((vector_size(MPT_VECTOR_BYTES / 2)));
+constexpr int kLevelVector = MPT_VECTOR_BYTES / 4;  // lanes of Levels, and of F32
+
+MPT_INLINE F32 clamp(F32 value, float low, float high) {
+    const F32 lows = F32{} + low, highs = F32{} + high;
+    value = value < highs ? value : highs;
+    return value > lows ? value : lows;
+}
+
+MPT_INLINE Levels to_levels(F32 value, float low, float high) {
+    const F32 shifted = clamp(value, low, high) + 12582912.0F;
+    return __builtin_convertvector((I32)shifted - 0x4b400000, Levels);
+}
+
+MPT_INLINE F32 from_levels(const void* lanes) {
+    return __builtin_convertvector(__builtin_convertvector(load<Levels>(lanes), I32), F32);
+}
+
+// Sixteen lanes.
+MPT_INLINE void store_levels(const F32* v, float low, float high, char* pixel) {
+    for (int i = 0; i < kVectors<float>; ++i)
+        store(pixel + i * int(sizeof(Levels)), to_levels(v[i], low, high));
 }
 
 }  // namespace MPT_ISA

@@ -11,34 +11,81 @@ MPT_INLINE char* pixel(const View& view, int64_t group, int64_t c, int64_t y, in
            x * view.pixel_bytes;
 }
 
-// One pixel: y = sum_k (scale_k * v_k + shift_k) in the sources' order, then the operation.
-template <class T>
-MPT_INLINE void combine_pixel(const CombineTask& t, int64_t group, int64_t c, int64_t y,
-                              int64_t x) {
+constexpr int kPixels = 8;  // combined together, so that the kind of a source is looked up rarely
+
+template <class T, Kind KIND>
+MPT_INLINE void add_term(const char* from, int64_t step, int64_t count, T scale, T shift,
+                         bool first, typename Vector<T>::type* totals) {
     typedef typename Vector<T>::type V;
-    V total[kVectors<T>] = {};
+    for (int64_t i = 0; i < count; ++i, from += step, totals += kVectors<T>) {
+        V lanes[kVectors<T>];
+        load_group<T, KIND>(from, lanes);
+        for (int v = 0; v < kVectors<T>; ++v) {
+            const V term = lanes[v] * scale + shift;
+            totals[v] = first ? term : totals[v] + term;
+        }
+    }
+}
+
+// y = sum_k (scale_k * v_k + shift_k) in the sources' order, then the operation.
+template <class T>
+MPT_INLINE void combine_pixels(const CombineTask& t, int64_t group, int64_t c, int64_t y, int64_t x,
+                               int64_t count) {
+    typename Vector<T>::type totals[kPixels * kVectors<T>];
     for (int64_t k = 0; k < t.source_count; ++k) {
         const View& source = t.sources[k];
         const T scale = T(t.scales[k * t.output.channels + c]);
         const T shift = T(t.shifts[k * t.output.channels + c]);
-        T lanes[kGroup];
-        load_lanes(pixel(source, group, c, y, x), source.kind, lanes);
-        for (int v = 0; v < kVectors<T>; ++v) {
-            const V term = load<V>(lanes + v * (sizeof(V) / sizeof(T))) * scale + shift;
-            total[v] = k == 0 ? term : total[v] + term;
+        const char* from = pixel(source, group, c, y, x);
+        const int64_t step = source.pixel_bytes;
+        switch (source.kind) {
+            case Kind::kBits:
+                add_term<T, Kind::kBits>(from, step, count, scale, shift, k == 0, totals);
+                break;
+            case Kind::kShorts:
+            case Kind::kU8:
+            case Kind::kI8:
+            case Kind::kI16:
+                add_term<T, Kind::kShorts>(from, step, count, scale, shift, k == 0, totals);
+                break;
+            case Kind::kSums:
+                add_term<T, Kind::kSums>(from, step, count, scale, shift, k == 0, totals);
+                break;
+            case Kind::kF32:
+                add_term<T, Kind::kF32>(from, step, count, scale, shift, k == 0, totals);
+                break;
+            case Kind::kF64:
+                add_term<T, Kind::kF64>(from, step, count, scale, shift, k == 0, totals);
+                break;
         }
     }
-    finish_lanes<T>(total, t.operation, pixel(t.output, group, c, y, x));
+    char* to = pixel(t.output, group, c, y, x);
+    if constexpr (sizeof(T) == sizeof(float))
+        if (is_levels(t.output.kind)) {
+            for (int64_t i = 0; i < count; ++i, to += t.output.pixel_bytes)
+                store_levels(totals + i * kVectors<T>, t.low_level, t.high_level, to);
+            return;
+        }
+    for (int64_t i = 0; i < count; ++i, to += t.output.pixel_bytes)
+        finish_lanes<T>(totals + i * kVectors<T>, t.operation, to);
 }
 
-static void combine(const CombineTask& t, int64_t group, int64_t channel) {
-    for (int64_t y = 0; y < t.output.height; ++y)
-        for (int64_t x = 0; x < t.output.width; ++x) {
-            if (t.in_double)
-                combine_pixel<double>(t, group, channel, y, x);
-            else
-                combine_pixel<float>(t, group, channel, y, x);
+template <class T>
+MPT_INLINE void combine_rows(const CombineTask& t, int64_t group, int64_t c, int64_t row,
+                             int64_t end) {
+    for (int64_t y = row; y < end; ++y)
+        for (int64_t x = 0; x < t.output.width; x += kPixels) {
+            const int64_t left = t.output.width - x;
+            combine_pixels<T>(t, group, c, y, x, left < kPixels ? left : kPixels);
         }
+}
+
+static void combine(const CombineTask& t, int64_t group, int64_t channel, int64_t row,
+                    int64_t end) {
+    if (t.in_double)
+        combine_rows<double>(t, group, channel, row, end);
+    else
+        combine_rows<float>(t, group, channel, row, end);
 }
 
 struct Window {
@@ -60,72 +107,139 @@ MPT_INLINE Window window(const PoolTask& t, int64_t y, int64_t x) {
     return w;
 }
 
+// A group's lanes of T, in at most native vectors.
 template <class T>
-MPT_INLINE void max_pool_pixel(const PoolTask& t, int64_t group, int64_t c, int64_t y, int64_t x) {
-    const Window w = window(t, y, x);
-    T best[kGroup];
-    memcpy(best, pixel(t.input, group, c, w.y0, w.x0), sizeof best);
-    for (int64_t i = w.y0; i < w.y1; ++i)
-        for (int64_t j = w.x0; j < w.x1; ++j) {
-            T lanes[kGroup];
-            memcpy(lanes, pixel(t.input, group, c, i, j), sizeof lanes);
-            for (int l = 0; l < kGroup; ++l)  // a NaN wins and stays, as in PyTorch
-                best[l] = lanes[l] > best[l] || lanes[l] != lanes[l] ? lanes[l] : best[l];
-        }
-    memcpy(pixel(t.output, group, c, y, x), best, sizeof best);
-}
+struct GroupOf {
+    static constexpr int kBytes = int(kGroup * sizeof(T));
+    static constexpr int kVectorBytes = kBytes < MPT_VECTOR_BYTES ? kBytes : MPT_VECTOR_BYTES;
+    static constexpr int kCount = kBytes / kVectorBytes;
+    typedef T V __attribute__((vector_size(kVectorBytes)));
+};
 
 template <class T>
-MPT_INLINE void average_pixel(const PoolTask& t, int64_t group, int64_t c, int64_t y, int64_t x) {
+MPT_INLINE void max_pool(const PoolTask& t, const Window& w, int64_t group, int64_t c, char* to) {
+    typedef typename GroupOf<T>::V V;
+    constexpr int kCount = GroupOf<T>::kCount;
+    const char* row = pixel(t.input, group, c, w.y0, w.x0);
+    V best[kCount];
+    memcpy(best, row, sizeof best);
+    for (int64_t i = w.y0; i < w.y1; ++i, row += t.input.row_bytes) {
+        const char* from = row;
+        for (int64_t j = w.x0; j < w.x1; ++j, from += t.input.pixel_bytes)
+            for (int v = 0; v < kCount; ++v) {
+                const V lanes = load<V>(from + v * sizeof(V));
+                // Not "lanes > best": a NaN wins and stays, as in PyTorch.
+                best[v] = ((lanes <= best[v]) | (best[v] != best[v])) ? best[v] : lanes;
+            }
+    }
+    memcpy(to, best, sizeof best);
+}
+
+template <class T, Kind KIND>
+MPT_INLINE void average(const PoolTask& t, const Window& w, int64_t group, int64_t c, char* to) {
     typedef typename Vector<T>::type V;
-    const Window w = window(t, y, x);
     V total[kVectors<T>] = {};
-    for (int64_t i = w.y0; i < w.y1; ++i)
-        for (int64_t j = w.x0; j < w.x1; ++j)
-            for (int v = 0; v < kVectors<T>; ++v)
-                total[v] += load<V>(pixel(t.input, group, c, i, j) + v * sizeof(V));
+    const char* row = pixel(t.input, group, c, w.y0, w.x0);
+    for (int64_t i = w.y0; i < w.y1; ++i, row += t.input.row_bytes) {
+        const char* from = row;
+        for (int64_t j = w.x0; j < w.x1; ++j, from += t.input.pixel_bytes) {
+            V lanes[kVectors<T>];
+            load_group<T, KIND>(from, lanes);
+            for (int v = 0; v < kVectors<T>; ++v) total[v] += lanes[v];
+        }
+    }
     int64_t divisor = t.divisor;
     if (divisor == 0)
         divisor = t.count_include_pad ? w.padded_area : (w.y1 - w.y0) * (w.x1 - w.x0);
-    for (int v = 0; v < kVectors<T>; ++v)
-        store(pixel(t.output, group, c, y, x) + v * sizeof(V), total[v] / T(divisor));
+    for (int v = 0; v < kVectors<T>; ++v) store(to + v * sizeof(V), total[v] / T(divisor));
 }
 
 template <class V>
-MPT_INLINE void pool_words(const PoolTask& t, const Window& w, bool minimum, int64_t c, int64_t y,
-                           int64_t x, int64_t offset) {
+MPT_INLINE void pool_words(const PoolTask& t, const Window& w, bool minimum, const char* row,
+                           char* to) {
     V best = V{} | (minimum ? ~uint64_t{0} : uint64_t{0});
-    for (int64_t i = w.y0; i < w.y1; ++i)
-        for (int64_t j = w.x0; j < w.x1; ++j) {
-            const V value = load<V>(pixel(t.input, 0, c, i, j) + offset);
-            best = minimum ? best & value : best | value;
-        }
-    store(pixel(t.output, 0, c, y, x) + offset, best);
+    for (int64_t i = w.y0; i < w.y1; ++i, row += t.input.row_bytes) {
+        const char* from = row;
+        for (int64_t j = w.x0; j < w.x1; ++j, from += t.input.pixel_bytes)
+            best = minimum ? best & load<V>(from) : best | load<V>(from);
+    }
+    store(to, best);
 }
 
-MPT_INLINE void pool_bits_pixel(const PoolTask& t, int64_t c, int64_t y, int64_t x) {
-    const Window w = window(t, y, x);
+MPT_INLINE void pool_bits(const PoolTask& t, const Window& w, int64_t c, char* to) {
     const bool minimum = t.flips && t.flips[c];
+    const char* row = pixel(t.input, 0, c, w.y0, w.x0);
     int64_t word = 0;
     for (; word + kWords <= t.words; word += kWords)
-        pool_words<Bits>(t, w, minimum, c, y, x, word * 8);
-    for (; word < t.words; ++word) pool_words<uint64_t>(t, w, minimum, c, y, x, word * 8);
+        pool_words<Bits>(t, w, minimum, row + word * 8, to + word * 8);
+    for (; word < t.words; ++word)
+        pool_words<uint64_t>(t, w, minimum, row + word * 8, to + word * 8);
 }
 
-static void pool(const PoolTask& t, int64_t group, int64_t channel) {
-    for (int64_t y = 0; y < t.output.height; ++y)
+// All channels of a pixel before the next, for they may lie side by side.
+MPT_INLINE void pool_bit_rows(const PoolTask& t, int64_t row, int64_t end) {
+    for (int64_t y = row; y < end; ++y)
         for (int64_t x = 0; x < t.output.width; ++x) {
-            if (t.input.kind == Kind::kBits)
-                pool_bits_pixel(t, channel, y, x);
-            else if (t.input.kind == Kind::kSums)
-                max_pool_pixel<int32_t>(t, group, channel, y, x);
-            else if (t.input.kind == Kind::kF32)
-                t.average ? average_pixel<float>(t, group, channel, y, x)
-                          : max_pool_pixel<float>(t, group, channel, y, x);
-            else
-                t.average ? average_pixel<double>(t, group, channel, y, x)
-                          : max_pool_pixel<double>(t, group, channel, y, x);
+            const Window w = window(t, y, x);
+            char* to = pixel(t.output, 0, 0, y, x);
+            for (int64_t c = 0; c < t.output.channels; ++c, to += t.output.channel_bytes)
+                pool_bits(t, w, c, to);
         }
+}
+
+template <class Body>
+MPT_INLINE void each_window(const PoolTask& t, int64_t group, int64_t c, int64_t row, int64_t end,
+                            const Body& body) {
+    for (int64_t y = row; y < end; ++y) {
+        char* to = pixel(t.output, group, c, y, 0);
+        for (int64_t x = 0; x < t.output.width; ++x, to += t.output.pixel_bytes)
+            body(window(t, y, x), to);
+    }
+}
+
+template <class T>
+MPT_INLINE void average_rows(const PoolTask& t, int64_t group, int64_t c, int64_t row,
+                             int64_t end) {
+    if (t.input.kind == Kind::kBits)
+        each_window(t, group, c, row, end, [&](const Window& w, char* to) {
+            average<T, Kind::kBits>(t, w, group, c, to);
+        });
+    else
+        each_window(t, group, c, row, end, [&](const Window& w, char* to) {
+            average<T, sizeof(T) == 4 ? Kind::kF32 : Kind::kF64>(t, w, group, c, to);
+        });
+}
+
+static void pool(const PoolTask& t, int64_t group, int64_t c, int64_t row, int64_t end) {
+    if (t.average) {
+        if (t.output.kind == Kind::kF32)
+            average_rows<float>(t, group, c, row, end);
+        else
+            average_rows<double>(t, group, c, row, end);
+        return;
+    }
+    switch (t.input.kind) {
+        case Kind::kBits: return pool_bit_rows(t, row, end);
+        case Kind::kShorts:
+        case Kind::kU8:
+        case Kind::kI8:
+        case Kind::kI16:
+            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
+                max_pool<int16_t>(t, w, group, c, to);
+            });
+        case Kind::kSums:
+            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
+                max_pool<int32_t>(t, w, group, c, to);
+            });
+        case Kind::kF32:
+            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
+                max_pool<float>(t, w, group, c, to);
+            });
+        case Kind::kF64:
+            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
+                max_pool<double>(t, w, group, c, to);
+            });
+    }
 }
 
 }  // namespace MPT_ISA

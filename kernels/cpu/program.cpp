@@ -5,12 +5,14 @@
 namespace mpt {
 namespace {
 
-// A block's values should stay in the last-level cache.
-constexpr int64_t kArenaBudget = int64_t{48} << 20;
+// A block's values should stay in the last-level cache; but bits in narrower blocks than a vector cost
+// more than reals that leave it, such as a large result.
+constexpr int64_t kArenaBudget = int64_t{48} << 20, kArenaBudgetBits = int64_t{192} << 20;
+// Up to here pixels in the lanes are faster, by measurement: see benchmarks/NOTES.md.
+constexpr int64_t kPixelImagesBits = 16, kPixelImagesReals = 8, kPixelImagesLevels = 8;
 
 int64_t unit_bytes(const Layout& layout) {  // per 16 lanes, so that offsets scale with the lanes
-    const int64_t lane_bytes = layout.kind == Kind::kBits ? 2 : layout.kind == Kind::kF64 ? 128 : 64;
-    return (layout.padded_elements() * lane_bytes + kSlack + 63) / 64 * 64;
+    return (layout.bytes(kGroup) + kSlack + 63) / 64 * 64;
 }
 
 int64_t pooled_size(int64_t input, int64_t kernel, int64_t stride, int64_t padding, bool ceil) {
@@ -37,6 +39,32 @@ Shape pooled_shape(const Shape& in, const PoolShape& p) {
     return out;
 }
 
+// Gives every buffer its place: the lowest gap left by those alive at the same time. Buffer i lives
+// from i to last_uses[i]; one of no bytes has no place. Returns the bytes of all together.
+int64_t place(const std::vector<int64_t>& sizes, const std::vector<int>& last_uses,
+              std::vector<int64_t>* offsets) {
+    struct Slot {
+        int64_t begin, end;
+        int last_use;
+    };
+    std::vector<Slot> alive;  // by address
+    int64_t total = 0;
+    offsets->assign(sizes.size(), 0);
+    for (int id = 0; id < int(sizes.size()); ++id) {
+        if (sizes[id] == 0) continue;
+        alive.erase(std::remove_if(alive.begin(), alive.end(),
+                                   [id](const Slot& slot) { return slot.last_use < id; }),
+                    alive.end());
+        int64_t at = 0;
+        auto slot = alive.begin();
+        for (; slot != alive.end() && slot->begin - at < sizes[id]; ++slot) at = slot->end;
+        (*offsets)[id] = at;
+        alive.insert(slot, Slot{at, at + sizes[id], last_uses[id]});
+        total = std::max(total, at + sizes[id]);
+    }
+    return total;
+}
+
 bool same(const Shape& a, const Shape& b) {
     return a.channels == b.channels && a.height == b.height && a.width == b.width;
 }
@@ -48,8 +76,8 @@ Geometry geometry_of(const Layout& input, const ConvShape& shape) {
 
 }  // namespace
 
-Program::Program(Shape input, const std::string& isa, Kind input_kind)
-    : kernels_(kernels_for(isa)) {
+Program::Program(Shape input, const std::string& isa, Kind input_kind, LaneLayout lane_layout)
+    : kernels_(kernels_for(isa)), lane_layout_(lane_layout) {
     check_shape(input, "input");
     if (input_kind != Kind::kF32 && input_kind != Kind::kF64)
         fail("input_kind must be 'f32' or 'f64'");
@@ -98,8 +126,9 @@ int Program::conv(int source, const Taps& taps, const ConvShape& shape) {
     if (in.kind != Kind::kBits) return conv_affine(source, taps, shape, Affine(), -1);
     const Geometry geometry = geometry_of(in, shape);
     check_border(source, shape.padding);
-    const int id = append(std::make_unique<BitConvStep>(source, -1, geometry, taps, nullptr),
-                          Layout{Kind::kSums, geometry.output});
+    auto step = std::make_unique<BitConvStep>(source, -1, geometry, taps, nullptr);
+    const Kind kind = step->conv().short_sums() ? Kind::kShorts : Kind::kSums;
+    const int id = append(std::move(step), Layout{kind, geometry.output});
     widen_border(source, shape.padding);
     return id;
 }
@@ -125,18 +154,38 @@ int Program::conv_sign(int source, const Taps& taps, const ConvShape& shape,
     return id;
 }
 
+// Of levels by signs: `kind` is what comes out, and the residual is levels too.
+void Program::check_levels(const Taps& taps, const Geometry& geometry, const Affine& affine,
+                           int residual, Kind kind) const {
+    if (!taps.signs_only) fail("taps over levels must be int8 signs");
+    if (affine.scale.empty()) fail("a convolution of levels needs scale and shift");
+    if (affine.operation == Operation::kSign || !(is_levels(kind) || kind == Kind::kF32))
+        fail("a convolution of levels gives u8, i8, i16 or f32");
+    if (geometry.kernel_h * geometry.kernel_w > kLevelTaps)
+        fail("a kernel over levels has at most " + std::to_string(kLevelTaps) + " entries");
+    if (geometry.group_size() >= 1 << 23) fail("the sums of levels might not fit 32 bits");
+    if (residual >= 0 && !is_levels(layout(residual, "residual").kind))
+        fail("the residual of a convolution of levels must be levels");
+}
+
 int Program::conv_affine(int source, const Taps& taps, const ConvShape& shape, Affine affine,
-                         int residual) {
+                         int residual, std::optional<Kind> result) {
     const Layout in = layout(source, "src");
-    if (in.kind != Kind::kF32 && in.kind != Kind::kF64)
-        fail(std::string("a real convolution reads f32 or f64, not ") + kind_name(in.kind));
+    const bool levels = in.kind == Kind::kU8 || in.kind == Kind::kI8;
+    if (in.kind != Kind::kF32 && in.kind != Kind::kF64 && !levels)
+        fail(std::string("a real convolution reads f32, f64, u8 or i8, not ") + kind_name(in.kind));
     const Geometry geometry = geometry_of(in, shape);
     check_border(source, shape.padding);
     if ((residual >= 0) != !affine.residual_scale.empty())
         fail("residual, residual_scale and residual_shift must be given together");
     if (residual >= 0 && !same(layout(residual, "residual").shape, geometry.output))
         fail("the residual of conv_affine must have the output's shape");
-    const Kind kind = affine.operation == Operation::kSign ? Kind::kBits : in.kind;
+    const Kind own = affine.operation == Operation::kSign ? Kind::kBits : in.kind;
+    const Kind kind = result.value_or(own);
+    if (levels)
+        check_levels(taps, geometry, affine, residual, kind);
+    else if (kind != own)
+        fail(std::string("this convolution gives ") + kind_name(own) + ", not " + kind_name(kind));
     const int id = append(std::make_unique<RealConvStep>(source, residual, geometry, taps,
                                                          std::move(affine)),
                           Layout{kind, geometry.output});
@@ -147,7 +196,7 @@ int Program::conv_affine(int source, const Taps& taps, const ConvShape& shape, A
 int Program::combine(std::vector<int> sources, std::vector<double> scales,
                      std::vector<double> shifts, Operation operation, Kind kind) {
     if (sources.empty()) fail("combine needs at least one source");
-    if (kind == Kind::kSums) fail("combine gives f32, f64 or bits");
+    if (kind == Kind::kSums) fail("combine gives bits, f32, f64 or levels");
     if ((operation == Operation::kSign) != (kind == Kind::kBits))
         fail("combine gives bits exactly when its operation is sign");
     const Shape shape = layout(sources[0], "srcs").shape;
@@ -188,60 +237,140 @@ int Program::flatten(int source) {
     return append(std::make_unique<FlattenStep>(source), Layout{in.kind, out});
 }
 
+void Program::set_pixels(std::vector<float> table) {
+    if (!pixels_.empty()) fail("the pixel table is already set");
+    if (int64_t(table.size()) != 256 * input_shape().channels)
+        fail("the pixel table needs 256 values for each of " +
+             std::to_string(input_shape().channels) + " channels");
+    pixels_ = std::move(table);
+}
+
 void Program::finish(int output) {
     if (output_ >= 0) fail("the program is already finished");
     layout(output, "output");
-    for (auto& step : steps_) step->prepare(values_);
+    if (is_levels(values_[output].layout.kind)) fail("the output must not be levels");
+    if (levels() && any_of_kind(Kind::kBits)) fail("a program has bits or levels, not both");
     output_ = output;
+    for (const auto& step : steps_) image_steps_.push_back(step.get());
+    find_sums();
+    read_through_conversions();
+    join_sums();
+    overwrite_residuals();
+    for (const auto& step : steps_) step->prepare(values_);
+    for (const auto& step : joined_) step->prepare(values_);
     plan_buffers();
     choose_lanes();
 }
 
-// Gives every value its place: the lowest gap left by the values alive at the same time.
 void Program::plan_buffers() {
-    const auto unbordered = [&](int v) {
-        return values_[v].layout.border_h == 0 && values_[v].layout.border_w == 0;
+    const auto flat = [&](int v) {  // its pixels lie channel by channel
+        const Layout& layout = values_[v].layout;
+        return layout.border_h == 0 && layout.border_w == 0 &&
+               (layout.kind != Kind::kBits || layout.shape.height * layout.shape.width == 1);
     };
-    for (size_t s = 0; s < steps_.size(); ++s) {
-        const int id = int(s) + 1, source = steps_[s]->sources()[0];
-        if (steps_[s]->aliases() && unbordered(id) && unbordered(source))
+    for (size_t s = 0; s < image_steps_.size(); ++s) {
+        if (!image_steps_[s]) continue;
+        const int id = int(s) + 1, source = image_steps_[s]->sources()[0];
+        if (image_steps_[s]->aliases() && flat(id) && flat(source))
             values_[id].buffer = values_[source].buffer;
     }
-    for (size_t s = 0; s < steps_.size(); ++s)
-        for (int source : steps_[s]->sources())
-            values_[values_[source].buffer].last_use = int(s) + 1;
+    for (size_t s = 0; s < image_steps_.size(); ++s)
+        if (image_steps_[s])
+            for (int source : image_steps_[s]->sources())
+                values_[values_[source].buffer].last_use = int(s) + 1;
     values_[values_[output_].buffer].last_use = int(values_.size());
 
-    struct Slot {
-        int64_t begin, end;
-        int last_use;
-    };
-    std::vector<Slot> alive;  // by address
+    std::vector<int64_t> sizes, offsets;
+    std::vector<int> last_uses;
     for (int id = 0; id < int(values_.size()); ++id) {
-        Value& value = values_[id];
-        if (value.buffer != id) continue;
-        alive.erase(std::remove_if(alive.begin(), alive.end(),
-                                   [id](const Slot& slot) { return slot.last_use < id; }),
-                    alive.end());
-        const int64_t size = unit_bytes(value.layout);
-        int64_t at = 0;
-        auto place = alive.begin();
-        for (; place != alive.end() && place->begin - at < size; ++place) at = place->end;
-        value.offset = at;
-        alive.insert(place, Slot{at, at + size, value.last_use});
-        arena_unit_ = std::max(arena_unit_, at + size);
+        const bool stored = values_[id].buffer == id && (id == 0 || image_steps_[id - 1]);
+        sizes.push_back(stored ? unit_bytes(values_[id].layout) : 0);
+        last_uses.push_back(values_[id].last_use);
     }
+    arena_unit_ = place(sizes, last_uses, &offsets);
+    for (size_t id = 0; id < values_.size(); ++id) values_[id].offset = offsets[id];
+
+    last_uses_.resize(values_.size());  // nothing is shared there: see FlattenStep
+    for (int id = 0; id < int(values_.size()); ++id) last_uses_[id] = id;
+    for (size_t s = 0; s < steps_.size(); ++s)
+        for (int source : steps_[s]->sources()) last_uses_[source] = int(s) + 1;
+    last_uses_[output_] = int(values_.size());
+}
+
+bool Program::uses_pixels(int64_t images) const {
+    if (lane_layout_ != LaneLayout::kAuto) return lane_layout_ != LaneLayout::kImages;
+    return images <= (levels()          ? kPixelImagesLevels
+                      : lanes_ > kGroup ? kPixelImagesBits
+                                        : kPixelImagesReals);
+}
+
+PixelKernel Program::pixel_kernel() const {
+    switch (lane_layout_) {
+        case LaneLayout::kSliced: return PixelKernel::kSliced;
+        case LaneLayout::kLookups: return PixelKernel::kLookups;
+        case LaneLayout::kWords: return PixelKernel::kWords;
+        default: return PixelKernel::kFastest;
+    }
+}
+
+// Views of every value of a block of images in `arena`; returns the bytes of all of them.
+int64_t Program::plan_pixels(int64_t images, char* arena, std::vector<PixelView>* views) const {
+    std::vector<int64_t> sizes, offsets;
+    views->clear();
+    for (const Value& value : values_) {
+        const Shape& shape = value.layout.shape;
+        const int64_t lanes = images * shape.height * shape.width;
+        const Kind kind = value.layout.kind == Kind::kShorts ? Kind::kSums : value.layout.kind;
+        const int64_t channel = pixel_channel_bytes(kind, lanes, kernels_);
+        views->push_back({arena, kind, shape, images, channel});
+        sizes.push_back((shape.channels * channel + 63) / 64 * 64);
+    }
+    const int64_t size = place(sizes, last_uses_, &offsets);
+    for (size_t id = 0; id < views->size(); ++id) (*views)[id].data += offsets[id];
+    return size;
+}
+
+int64_t Program::pixel_bytes(int64_t images, int64_t threads) const {
+    std::vector<PixelView> views;
+    const int64_t values = plan_pixels(images, nullptr, &views);
+    const PixelContext context = {kernels_, views, nullptr, threads, pixel_kernel()};
+    int64_t stage = 0;
+    for (size_t s = 0; s < steps_.size(); ++s)
+        stage = std::max(stage, steps_[s]->pixel_stage_bytes(context, int(s) + 1));
+    return values + stage + kSlack;
+}
+
+std::vector<std::string> Program::pixel_names(int64_t images) const {
+    need_finished();
+    if (images < 1) fail("images must be positive");
+    std::vector<PixelView> views;
+    plan_pixels(std::min(images, kPixelBlock), nullptr, &views);
+    const PixelContext context = {kernels_, views, nullptr, 1, pixel_kernel()};
+    std::vector<std::string> names;
+    for (size_t s = 0; s < steps_.size(); ++s)
+        names.push_back(steps_[s]->pixel_name(context, int(s) + 1));
+    return names;
+}
+
+bool Program::any_of_kind(Kind kind) const {
+    return std::any_of(values_.begin(), values_.end(),
+                       [=](const Value& v) { return v.layout.kind == kind; });
+}
+
+bool Program::levels() const {
+    return any_of_kind(Kind::kU8) || any_of_kind(Kind::kI8) || any_of_kind(Kind::kI16);
 }
 
 void Program::choose_lanes() {
-    const bool bits = std::any_of(values_.begin(), values_.end(), [](const Value& v) {
-        return v.layout.kind == Kind::kBits;
-    });
-    lanes_ = bits ? kernels_.vector_words * 64 : kGroup;
-    while (lanes_ > 64 && arena_unit_ * (lanes_ / kGroup) > kArenaBudget) lanes_ /= 2;
+    lanes_ = levels()                   ? kLevelLanes
+             : any_of_kind(Kind::kBits) ? kernels_.vector_words * 64
+                                        : kGroup;
+    const int64_t budget = any_of_kind(Kind::kBits) ? kArenaBudgetBits : kArenaBudget;
+    while (lanes_ > 64 && arena_unit_ * (lanes_ / kGroup) > budget) lanes_ /= 2;
 }
 
 int64_t Program::block_lanes(int64_t images) const {
+    need_finished();
     int64_t lanes = std::min<int64_t>(lanes_, 64);
     while (lanes < lanes_ && lanes < images) lanes *= 2;
     return lanes;
@@ -249,7 +378,8 @@ int64_t Program::block_lanes(int64_t images) const {
 
 int64_t Program::stage_bytes(int64_t lanes) const {
     int64_t most = 0;
-    for (const auto& step : steps_) most = std::max(most, step->stage_bytes(kernels_, lanes));
+    for (const ImageStep* step : image_steps_)
+        if (step) most = std::max(most, step->stage_bytes(kernels_, lanes));
     return most;
 }
 
@@ -274,7 +404,7 @@ const Layout& Program::output_layout() const {
 int64_t Program::peak_bytes(int64_t images) const {
     need_finished();
     if (images < 0) fail("batch must not be negative");
-    return images == 0 ? 0 : arena_bytes(block_lanes(images));
+    return bytes_for(images, 1);
 }
 
 std::vector<double> Program::step_times() const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,17 +13,25 @@
 
 namespace mpt {
 
+constexpr int64_t kPixelBlock = 16;  // images at a time with pixels in the lanes
+
+// Which way a program runs a batch: images or pixels in the lanes, or whichever suits its size.
+// The last three: pixels, and one kernel in every convolution of bits that has it.
+enum class LaneLayout { kAuto, kImages, kPixels, kSliced, kLookups, kWords };
+
 // Built step by step, then finished, then run from any number of threads at once. Every method
 // throws std::invalid_argument on inconsistent input; after a throw the program is unchanged.
 class Program {
    public:
-    Program(Shape input, const std::string& isa, Kind input_kind);
+    Program(Shape input, const std::string& isa, Kind input_kind,
+            LaneLayout lane_layout = LaneLayout::kAuto);
 
     int conv(int source, const Taps& taps, const ConvShape& shape);
     int conv_sign(int source, const Taps& taps, const ConvShape& shape,
                   const Thresholds& thresholds, int residual);
+    // `result`: of levels, what comes out; otherwise it follows from the source and operation.
     int conv_affine(int source, const Taps& taps, const ConvShape& shape, Affine affine,
-                    int residual);
+                    int residual, std::optional<Kind> result = {});
     int combine(std::vector<int> sources, std::vector<double> scales, std::vector<double> shifts,
                 Operation operation, Kind kind);
     int max_pool(int source, const PoolShape& shape, std::vector<uint8_t> flips);
@@ -30,12 +39,22 @@ class Program {
     int flatten(int source);
     void finish(int output);
 
+    // What an 8-bit pixel stands for: 256 values per channel. May be called once, at any time.
+    void set_pixels(std::vector<float> table);
+
     // x is [images, C, H, W]; y [images, C', H', W'] of the output's real kind (float unless f64).
+    // uint8_t images need set_pixels.
     template <class In, class Out>
     void run(const In* x, int64_t images, int64_t threads, Out* y) const;
 
     const char* isa() const { return kernels_.name; }
     int64_t lanes() const;
+    // Lanes of the first block of so many images.
+    int64_t block_lanes(int64_t images) const;
+    // True if a batch of so many images runs with its pixels in the lanes.
+    bool uses_pixels(int64_t images) const;
+    // Per step the kernel that would run such a batch with its pixels in the lanes: Step::pixel_name.
+    std::vector<std::string> pixel_names(int64_t images) const;
     int64_t peak_bytes(int64_t images) const;
     std::vector<double> step_times() const;
     Shape input_shape() const { return values_.front().layout.shape; }
@@ -47,21 +66,49 @@ class Program {
     int append(std::unique_ptr<Step> step, const Layout& output);
     void check_border(int value, Pair padding) const;
     void widen_border(int value, Pair padding);
+    std::vector<int> uses() const;
+    int converted_from(int value) const;
+    void put(size_t step, std::unique_ptr<ImageStep> joined);
+    void find_sums();
+    void read_through_conversions();
+    void join_sums();
+    void overwrite_residuals();
     void plan_buffers();
+    PixelKernel pixel_kernel() const;
+    int64_t plan_pixels(int64_t images, char* arena, std::vector<PixelView>* views) const;
+    int64_t pixel_bytes(int64_t images, int64_t threads) const;
+    int64_t bytes_for(int64_t images, int64_t threads) const;
+    void check_levels(const Taps& taps, const Geometry& geometry, const Affine& affine,
+                      int residual, Kind kind) const;
+    bool any_of_kind(Kind kind) const;
+    bool levels() const;
     void choose_lanes();
-    int64_t block_lanes(int64_t images) const;
     int64_t stage_bytes(int64_t lanes) const;
     int64_t arena_bytes(int64_t lanes) const;
+    // Run the first images of a batch of `left` and return how many.
+    template <class In, class Out>
+    int64_t run_images(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
+                       std::vector<double>* times) const;
+    template <class In, class Out>
+    int64_t run_pixels(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
+                       std::vector<double>* times) const;
     template <class In>
     void load_block(const In* x, int64_t images, const StepContext& context) const;
     template <class Out>
     void store_block(const StepContext& context, int64_t images, Out* y) const;
 
     const KernelTable& kernels_;
+    const LaneLayout lane_layout_;
     std::vector<Value> values_;
     std::vector<std::unique_ptr<Step>> steps_;
+    // With images in the lanes, from finish() on: the step that makes value i + 1, of those above or
+    // of `joined_`; null where a later step does it in passing.
+    std::vector<ImageStep*> image_steps_;
+    std::vector<std::unique_ptr<ImageStep>> joined_;
+    std::vector<float> pixels_;
     int output_ = -1;
     int64_t lanes_ = 0, arena_unit_ = 0;
+    std::vector<int> last_uses_;  // of every value, with pixels in the lanes
 
     struct Arena {
         explicit Arena(int64_t size);

@@ -1,11 +1,19 @@
 // The steps of a program. Each reads values of one block of lanes and writes one.
 #pragma once
 
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "bitsliced_conv2d/cpu_layer.h"
+#include "bitsliced_conv2d/cpu_pair.h"
+#include "bitsliced_conv2d/cpu_pixels.h"
+#include "cpu/pixels.h"
 #include "cpu/view.h"
 #include "sparse_conv2d/cpu_layer.h"
+#include "sparse_conv2d/cpu_pixels.h"
+#include "xnor_conv2d/cpu_pixels.h"
+#include "xnor_conv2d/cpu_words.h"
 
 namespace mpt {
 
@@ -25,8 +33,20 @@ struct StepContext {
     int64_t lanes, active, threads;  // active: groups of 16 lanes in use
 
     View view(int value) const;
-    // Groups to loop over: bits hold all lanes of a pixel together.
-    int64_t groups(Kind kind) const { return kind == Kind::kBits ? 1 : active; }
+    // Groups to loop over where whole pixels are written.
+    int64_t groups(Kind kind) const { return whole_pixels(kind) ? 1 : active; }
+};
+
+// Kernels of a convolution of bits with pixels in the lanes: bit-sliced, table lookups, words of taps.
+enum class PixelKernel { kFastest, kSliced, kLookups, kWords };
+
+// A few images on their way through a program with pixels in the lanes.
+struct PixelContext {
+    const KernelTable& kernels;
+    const std::vector<PixelView>& views;
+    char* stage;
+    int64_t threads;
+    PixelKernel kernel;  // wherever it is possible; kFastest: by estimate
 };
 
 struct ConvShape {
@@ -41,19 +61,33 @@ struct PoolShape {
     int64_t divisor;
 };
 
-class Step {
+// What a block of images passes through, images in the lanes: a step, or several joined.
+class ImageStep {
    public:
-    explicit Step(std::vector<int> sources) : sources_(std::move(sources)) {}
-    virtual ~Step() = default;
+    explicit ImageStep(std::vector<int> sources) : sources_(std::move(sources)) {}
+    virtual ~ImageStep() = default;
     // Called once the borders of all values are known.
     virtual void prepare(const std::vector<Value>&) {}
     virtual int64_t stage_bytes(const KernelTable&, int64_t) const { return 0; }
     virtual void run(const StepContext& context, int output) const = 0;
     virtual bool aliases() const { return false; }
+    // The source that the result may overwrite: each place is read before it is written, and no
+    // other place depends on it. -1: none.
+    virtual int overwrites() const { return -1; }
     const std::vector<int>& sources() const { return sources_; }
 
    protected:
     std::vector<int> sources_;
+};
+
+// A step of the program; it also runs with pixels in the lanes, and gives the same bits.
+class Step : public ImageStep {
+   public:
+    using ImageStep::ImageStep;
+    virtual int64_t pixel_stage_bytes(const PixelContext&, int) const { return 0; }
+    virtual void run_pixels(const PixelContext& context, int output) const = 0;
+    // Which of its kernels runs there, in a plan's words; "" where there is but one.
+    virtual const char* pixel_name(const PixelContext&, int) const { return ""; }
 };
 
 class BitConvStep : public Step {
@@ -62,9 +96,20 @@ class BitConvStep : public Step {
                 const Thresholds* thresholds);
     int64_t stage_bytes(const KernelTable& kernels, int64_t lanes) const override;
     void run(const StepContext& context, int output) const override;
+    int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
+    void run_pixels(const PixelContext& context, int output) const override;
+    const char* pixel_name(const PixelContext& context, int output) const override;
+    int overwrites() const override { return sources_.size() > 1 ? sources_[1] : -1; }
+    const BitConv& conv() const { return conv_; }
 
    private:
+    PixelKernel pixel_kernel(const PixelContext& context, int output) const;
+
     BitConv conv_;
+    SignRules signs_;
+    BitPixels sliced_;
+    LookupPixels lookups_;
+    WordPixels words_;
 };
 
 class RealConvStep : public Step {
@@ -73,9 +118,18 @@ class RealConvStep : public Step {
                  Affine affine);
     void prepare(const std::vector<Value>& values) override;
     void run(const StepContext& context, int output) const override;
+    int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
+    void run_pixels(const PixelContext& context, int output) const override;
+    int overwrites() const override { return sources_.size() > 1 ? sources_[1] : -1; }
+    // True where only the signs of the result are kept, and no other value is added to it.
+    bool gives_signs() const;
+    // The step that reads `source`, the same values in float, and decides the same signs.
+    std::unique_ptr<ImageStep> filtered(int source) const;
+    const Geometry& geometry() const { return conv_.geometry(); }
 
    private:
     RealConv conv_;
+    std::unique_ptr<RealPixels> pixels_;
 };
 
 class CombineStep : public Step {
@@ -83,21 +137,82 @@ class CombineStep : public Step {
     CombineStep(std::vector<int> sources, std::vector<double> scales, std::vector<double> shifts,
                 Operation operation);
     void run(const StepContext& context, int output) const override;
+    void run_pixels(const PixelContext& context, int output) const override;
+    // True if the result is the source in another kind.
+    bool converts() const;
+    Operation operation() const { return operation_; }
+    // Of all sources, [sources][channels].
+    const std::vector<double>& scales() const { return scales_; }
+    const std::vector<double>& shifts() const { return shifts_; }
+    CombineTask task(const View& output, const View* sources) const;
+    // Of a sign of two sources: they are the sums of these, which must outlive this.
+    void read_sums_of(const BitConvStep& first, const BitConvStep& second);
+    // Then, of every channel; found when first asked for.
+    const std::vector<SumsRule>& rules() const;
 
    private:
     std::vector<double> scales_, shifts_;
     Operation operation_;
+    const BitConvStep* summed_[2] = {nullptr, nullptr};
+    mutable std::once_flag rules_made_;
+    mutable std::vector<SumsRule> rules_;
 };
 
 class PoolStep : public Step {
    public:
     PoolStep(int source, const PoolShape& shape, bool average, std::vector<uint8_t> flips);
     void run(const StepContext& context, int output) const override;
+    int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
+    void run_pixels(const PixelContext& context, int output) const override;
+    bool average() const { return average_; }
+    // The step that reads `source`, the same values in another kind.
+    std::unique_ptr<ImageStep> reading(int source) const;
+    const PoolShape& shape() const { return shape_; }
+    PoolTask task(const View& input, const View& output, int64_t words) const;
 
    private:
+    const PixelStage& bit_planes(const Shape& from, const Shape& to) const;
+
     PoolShape shape_;
     bool average_;
     std::vector<uint8_t> flips_;
+    mutable std::once_flag planes_made_;
+    mutable std::unique_ptr<PixelStage> planes_;
+};
+
+// Two convolutions of bits and the sign of their sums' combination in one step.
+class BitPairStep : public ImageStep {
+   public:
+    // All three must outlive this, and `combine` know that it reads the sums of the others.
+    BitPairStep(const BitConvStep& first, const BitConvStep& second, const CombineStep& combine);
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes) const override;
+    void run(const StepContext& context, int output) const override;
+
+   private:
+    const CombineStep& combine_;
+    BitConvPair pair_;
+};
+
+// Where a source of a SumsStep comes from: a value, or sums computed on the way, and perhaps pooled.
+struct Branch {
+    int source;  // the value, or what the convolution reads
+    const BitConvStep* conv;
+    const PoolStep* pool;
+    Layout sums, pooled;  // shapes and kinds of the sums, and of their maxima
+};
+
+// A combination of sums that nothing else reads: computed row by row for a few channels, so that
+// the sums are in memory only in part.
+class SumsStep : public ImageStep {
+   public:
+    // The steps joined must outlive this.
+    SumsStep(const CombineStep& combine, std::vector<Branch> branches);
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes) const override;
+    void run(const StepContext& context, int output) const override;
+
+   private:
+    const CombineStep& combine_;
+    std::vector<Branch> branches_;
 };
 
 // Free where neither side has a border; a copy otherwise.
@@ -106,6 +221,7 @@ class FlattenStep : public Step {
     explicit FlattenStep(int source) : Step({source}) {}
     void run(const StepContext& context, int output) const override;
     bool aliases() const override { return true; }
+    void run_pixels(const PixelContext& context, int output) const override;
 };
 
 }  // namespace mpt

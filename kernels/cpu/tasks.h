@@ -9,21 +9,28 @@
 
 namespace mpt {
 
-// Element kinds of a value. Bits are +-1 (bit 1 is +1), sums are 32-bit integers.
-enum class Kind : int32_t { kBits, kSums, kF32, kF64 };
+// Element kinds of a value. Bits are +-1 (bit 1 is +1), sums are 32-bit integers and shorts are sums
+// of at most 32767 taps in 16 bits. Levels are quantised reals: u8 from 0 to 255, i8 from -127 to 127
+// and i16 from -32767 to 32767, all held in 16 bits, in which their sums are taken.
+enum class Kind : int32_t { kBits, kShorts, kSums, kF32, kF64, kU8, kI8, kI16 };
+
+static inline constexpr bool is_levels(Kind kind) { return kind >= Kind::kU8; }
 
 // Images whose real (or integer) values lie side by side; also the unit of work along the batch.
 constexpr int64_t kGroup = 16;
 
-// A value of one block of lanes. Bits are [C][H + 2*border][W + 2*border][words] of 64 lanes; all
-// other kinds are [lanes/16][C][H + 2*border][W + 2*border][16]. `origin` is pixel (0, 0) of channel
-// 0, inside the border, and the border holds zeros.
+// A value of one block of lanes. Bits are [H + 2*border][C + 1][W + 2*border][words] of 64 lanes, or
+// [H + 2*border][W + 2*border][C + 1][words] of whole_vectors: what the taps of an output read lies
+// close together, and the last channel holds zeros. Levels are
+// [C][H + 2*border][W + 2*border][lanes]; all other kinds are
+// [lanes/16][C][H + 2*border][W + 2*border][16]. `origin` is pixel (0, 0) of channel 0, inside the
+// border, and the border holds zeros.
 struct View {
     char* origin;
     int64_t channels, height, width;
     int64_t border_h, border_w;
     int64_t pixel_bytes, row_bytes, channel_bytes;
-    int64_t group_bytes;  // between groups of 16 lanes; for bits: 2 bytes within the pixel
+    int64_t group_bytes;  // between groups of 16 lanes; within the pixel for bits and levels
     Kind kind;
 };
 
@@ -38,6 +45,16 @@ struct BitChannel {
     int32_t sum_bias;   // conv to sums: subtracted with the class's tap balance
 };
 
+// The same where a pixel is one vector: `negative` then `positive` words of four taps.
+struct QuadChannel {
+    int64_t first;  // into quads
+    int32_t negative, positive;
+    int32_t planes;
+    int32_t constants;  // into each class's
+    int32_t flip;
+    int32_t output;
+};
+
 struct BitConvTask {
     View input;  // origin: the first tap's pixel of output (0, 0), that is inside the border
     View output;
@@ -48,14 +65,47 @@ struct BitConvTask {
     const uint64_t* residual_constants;  // the same where the residual's bit is 1
     const uint64_t* flips;               // per channel: all ones where the result is the sign bit
     const int32_t* balances;             // per channel and class: positive minus negative taps
+    // Where a pixel is one vector and the numbers of all vectors that the taps read, counted from
+    // `input`, fit 16 bits; `quads` is null otherwise. A vector of zeros fills up the last word of each
+    // list. The channels come in the order in which they are computed, the constants as they are
+    // needed: [class][channels][planes].
+    const uint64_t* quads;
+    const QuadChannel* ordered;
+    const int32_t* quad_constants;
+    const int32_t* quad_residual_constants;
+    int64_t class_constants;             // of one class
+    // Conv to sums: S = 2 * count - offset becomes S = 2 * count + odd - bias, with counts that start
+    // higher where the class's offset is lower, so that the largest S has the largest count and odd.
+    const int32_t* bias;                 // per channel
+    const uint8_t* odd;                  // [class][channels]
+    // What to prefetch for the pixel behind the last one at hand, channel by channel, as no hardware does:
+    // so many vectors in each of so many rows, from `ahead_bytes` behind its input on. No rows: nothing.
+    int64_t ahead_rows, ahead_row_bytes, ahead_bytes, ahead_vectors;
+    int64_t pool_h, pool_w;  // sums whose maximum goes out, row and words being the result's; or 0
     const int32_t* row_classes;          // [Ho]
     const int32_t* column_classes;       // [Wo]
     int64_t column_class_count, class_count;
     int64_t words;             // per pixel
+    int64_t end_word;          // of the output row
     int64_t in_row_step;       // bytes between the input rows of neighbouring output rows
     int64_t in_pixel_step;     // bytes between the input pixels of neighbouring output pixels
     int64_t block_vectors;     // vectors along a row for which all channels are computed together
     int64_t groups_of_lanes;   // conv to sums: groups of 16 lanes in use
+};
+
+// A decision about two integer sums as one inequality: first * S1 + second * S2 + constant >= 0. Where
+// `exact`, it equals the float64 formula for every pair of sums that the channel can take.
+struct SumsRule {
+    int32_t first, second, constant;
+    bool exact;
+};
+
+// sign((scale1 * S1 + shift1) + (scale2 * S2 + shift2)) of the sums of two convolutions.
+struct BitPairTask {
+    BitConvTask first, second;  // of one output shape; their outputs are not used
+    View output;
+    const SumsRule* rules;      // per channel
+    const double* formula;      // per channel scale1, shift1, scale2, shift2
 };
 
 // Taps of one output channel inside one block of input channels.
@@ -63,6 +113,15 @@ struct RealRun {
     int64_t first;
     int32_t negative, positive;  // sign-only taps; float taps: negative = 0, positive = count
 };
+
+// Of a tile's 16-bit sums into 32-bit ones: they stay, are the first there, or are added.
+enum class Drain : uint8_t { kNone, kFirst, kMore };
+
+// The taps of one sign whose sum of levels 16 bits hold, with as many of the other sign.
+constexpr int64_t kLevelTaps = 128;
+
+// Images that meet in one pixel of levels; their values fill 64 bytes.
+constexpr int64_t kLevelLanes = 32;
 
 struct RealConvTask {
     View input;  // origin as in BitConvTask
@@ -78,6 +137,26 @@ struct RealConvTask {
     int64_t blocks;
     int64_t in_row_step, in_pixel_step;
     Operation operation;
+    bool channel_first;  // all tiles of a strip for one output channel, then the next channel
+    // Signs decided in float where that is certain, in double where it is not. Per channel: a sum of
+    // at least `high` or below `low` decides, to ~flip and flip. Null: no such filter.
+    const float* low;
+    const float* high;
+    const uint16_t* flips;
+    const double* exact_weights;  // float taps: what `weights` was rounded from
+    uint16_t doubt;               // lanes that are never certain: all where float may overflow
+    // The same for sums that begin at `start`: `least` or more decides, to ~flip, and less does, to flip,
+    // where the magnitude is at least `error`.
+    const float* start;
+    const float* least;
+    const float* error;
+    int64_t groups, active;       // groups of lanes per call (from `group` on), those in use
+    int64_t chunk_columns;        // of several groups: output columns whose input the L1 cache holds
+    // Of levels, null otherwise, [blocks][channels]: what to do with the 16-bit sums before a run that
+    // they might not hold.
+    const Drain* drains;
+    const uint8_t* drained;  // [channels]: true if any of them is not kNone
+    float low_level, high_level;  // the result's range
 };
 
 struct CombineTask {
@@ -88,6 +167,7 @@ struct CombineTask {
     int64_t source_count;
     Operation operation;
     bool in_double;
+    float low_level, high_level;  // where levels come out: their range
 };
 
 struct PoolTask {
@@ -105,25 +185,41 @@ struct KernelTable {
     int64_t vector_words;  // 64-bit words per vector of the bit-sliced kernels
     int64_t rows_f32, rows_f64;  // most output rows per call of real_conv
     int64_t tile_f32, tile_f64;  // largest number of output pixels computed together
+    int64_t sign_groups;         // groups of lanes whose filtered signs are computed together
     void (*bit_conv_sign)(const BitConvTask&, int64_t row, int64_t begin, int64_t end);
     void (*bit_conv_sums)(const BitConvTask&, int64_t row, int64_t begin, int64_t end);
-    // Rows from `row`, a multiple of rows_*, on. scratch: tile * 16 * (end - begin) elements of the
-    // input's kind; unused when blocks == 1
+    void (*bit_conv_pair)(const BitPairTask&, int64_t row, int64_t begin, int64_t end);
+    // Rows from `row`, a multiple of rows_*, on, of as many groups as the task says. scratch: tile * 16 *
+    // (end - begin) elements of the input's kind; unused when blocks == 1. Levels: as f32, with 32 images
+    // to a group and three times the scratch.
     void (*real_conv)(const RealConvTask&, int64_t group, int64_t row, int64_t begin, int64_t end,
                       void* scratch);
-    void (*combine)(const CombineTask&, int64_t group, int64_t channel);
-    void (*pool)(const PoolTask&, int64_t group, int64_t channel);  // bits: group is ignored
+    void (*combine)(const CombineTask&, int64_t group, int64_t channel, int64_t row, int64_t end);
+    // Bits to bits: all channels, whatever group and channel are.
+    void (*pool)(const PoolTask&, int64_t group, int64_t channel, int64_t row, int64_t end);
 };
+
+// True if `words` are a 64-byte vector. Then the bits of a pixel's channels lie side by side, and tap lists
+// hold the numbers of vectors: narrower ones wait for their adders, which looking those up only delays.
+static inline constexpr bool whole_vectors(const KernelTable& kernels, int64_t words) {
+    return kernels.vector_words == 8 && words == 8;
+}
 
 namespace plain {
 const KernelTable& kernels();
 }
-#if defined(__x86_64__) || defined(_M_X64)
+// MPT_PLAIN_ONLY and MPT_EMULATED512 are test builds: see MPT_FAST_ISAS in setup.py.
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(MPT_PLAIN_ONLY)
 #define MPT_X86 1
 namespace avx2 {
 const KernelTable& kernels();
 }
 namespace avx512 {
+const KernelTable& kernels();
+}
+#endif
+#ifdef MPT_EMULATED512
+namespace emulated512 {
 const KernelTable& kernels();
 }
 #endif

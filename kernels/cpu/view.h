@@ -22,17 +22,43 @@ struct Layout {
 
     int64_t padded_elements() const;
     int64_t bytes(int64_t lanes) const;
-    View view(char* data, int64_t lanes) const;
+    // by_pixels: of bits whose lanes fill a vector, see View.
+    View view(char* data, int64_t lanes, bool by_pixels = false) const;
 };
 
 const char* kind_name(Kind kind);
 
-// Writes zeros around channel `c` of one group (bits: of all lanes).
+// What a step may give as levels (or as reals) after its operation.
+struct LevelRange {
+    float low, high;
+};
+LevelRange level_range(Kind kind, Operation operation);
+
+// Images that lie side by side in a real value's group, or in a pixel of levels.
+static inline constexpr int64_t lanes_of(Kind kind) {
+    return is_levels(kind) ? kLevelLanes : kGroup;
+}
+
+// True of kinds that hold all lanes of a pixel together.
+static inline constexpr bool whole_pixels(Kind kind) { return kind == Kind::kBits || is_levels(kind); }
+
+// A view of `rows` rows and `channels` channels at `data`, of a value that is `like` otherwise and
+// never exists whole: pixels are named by their place in the whole value.
+View band_view(char* data, const View& like, int64_t rows, int64_t channels, int64_t first_row,
+               int64_t first_channel);
+
+// Writes zeros around channel `c` of one group (whole_pixels: of all lanes; bits: around all channels
+// with channel 0, and into the zero channel).
 void zero_border(const View& view, int64_t group, int64_t c);
 
 // Channel c of `count` <= 16 images, image `first` on, into one group; unused lanes become zero.
 template <class From, class To>
 void load_channel(const From* images, int64_t count, const View& view, int64_t group, int64_t c);
+
+// The same for 8-bit pixels, each replaced by its entry in the channel's 256 of `table`.
+template <class To>
+void load_pixels(const uint8_t* images, const float* table, int64_t count, const View& view,
+                 int64_t group, int64_t c);
 
 // The reverse; view of any kind, To of float or double.
 template <class To>

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpt_fast.kernels.gpu import RegisterLimit
+
 WARPS_OF_NO_DOT = 4
 
 
@@ -19,7 +21,13 @@ class CompileCase:
     constants: every constexpr argument. unaligned: pointers that may lie anywhere; all other
     pointers are multiples of 16 bytes, as PyTorch allocates them.
     multiples: integer arguments that are multiples of 16.
+    registers: limit given to NVIDIA's assembler.
+    fp_fusion: products may fuse with sums.
     tensor_core: the product runs on tensor cores (checked in SASS).
+    asynchronous: its operands can be copied asynchronously, in pieces of 4 bytes or more; False
+    for three channels.
+    checks: what the inner loop must be: "bitsliced": tap-words of a thread in a turn of the adder
+    loop; "popcount" and "loads": words and loads of a thread in a turn of the popcount loop.
     """
 
     kernel: Any
@@ -30,5 +38,8 @@ class CompileCase:
     num_stages: int = 2
     unaligned: tuple[str, ...] = ()
     multiples: tuple[str, ...] = ()
+    registers: RegisterLimit = field(default_factory=RegisterLimit)
+    fp_fusion: bool = True
     tensor_core: bool = False
-    checks: Mapping[str, Any] = field(default_factory=dict)
+    asynchronous: bool = True
+    checks: Mapping[str, int] = field(default_factory=dict)

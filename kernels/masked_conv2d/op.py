@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpt_fast.kernels import costs
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.geometry import (
     Geometry,
@@ -94,14 +95,14 @@ def _masked_conv2d(
 
     The Triton kernels need none and return it empty.
     """
-    chosen = _choose(x, backend)
+    chosen = _choose(x, code, backend)
     if chosen == "triton":
         from mpt_fast.kernels.masked_conv2d import triton
 
         layer = triton.Layer.of(
             (x.shape[2], x.shape[3]), code.shape, make_geometry(stride, padding, dilation, groups)
         )
-        precision = triton.precision_of(torch.backends.cudnn.allow_tf32)
+        precision = triton.precision_of(x.dtype, torch.backends.cudnn.allow_tf32)
         out = triton.masked_conv2d_fwd(
             triton.nhwc(x), triton.nhwc(code), gain.detach(), layer, precision
         )
@@ -123,7 +124,7 @@ def _(
     groups: int,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if _choose(x, backend) == "triton":
+    if _choose(x, code, backend) == "triton":
         geometry = make_geometry(stride, padding, dilation, groups)
         size = conv2d_output_size(
             (x.shape[2], x.shape[3]), (code.shape[2], code.shape[3]), geometry
@@ -155,7 +156,7 @@ def _masked_conv2d_backward(
     layer = triton.Layer.of(
         (x.shape[2], x.shape[3]), code.shape, make_geometry(stride, padding, dilation, groups)
     )
-    precision = triton.precision_of(torch.backends.cudnn.allow_tf32)
+    precision = triton.precision_of(x.dtype, torch.backends.cudnn.allow_tf32)
     dy = triton.nhwc(grad.to(x.dtype))
     grad_x, grad_effective, grad_scores = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if needs[0]:
@@ -273,8 +274,10 @@ class MaskedConv2dFunction(torch.autograd.Function):
         )
 
 
-def _choose(x: Tensor, backend: str | None) -> str:
-    chosen = choose("masked_conv2d", backend, x.device.type, BACKENDS)
+def _choose(x: Tensor, code: Tensor, backend: str | None) -> str:
+    # Input pixels: near enough to tell sizes apart, and the same in the forward and its fake.
+    case = costs.product(costs.typed("masked_conv2d", x.dtype), x.numel() // x.shape[1], code.shape)
+    chosen = choose("masked_conv2d", backend, x.device.type, BACKENDS, case)
     return "reference" if chosen == "triton" and x.dtype not in _TRITON_DTYPES else chosen
 
 

@@ -16,6 +16,7 @@ All tensors here are contiguous: x, y and their gradients [N, H, W, C], weights
 [O, kh, kw, C/groups].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,16 @@ from torch import Tensor
 
 from mpt_fast.kernels.backend import interpreted
 from mpt_fast.kernels.geometry import Geometry, conv2d_output_size
-from mpt_fast.kernels.gpu import ceil_div, guard, power_of_two, tl, triton, widened
+from mpt_fast.kernels.gpu import (
+    RegisterLimit,
+    ceil_div,
+    guard,
+    power_of_two,
+    register_limit,
+    tl,
+    triton,
+    widened,
+)
 from mpt_fast.kernels.gpu.aot import CompileCase
 from mpt_fast.kernels.masked_weight.triton import score_gradient
 
@@ -42,12 +52,17 @@ class Tile:
     num_stages: int
 
 
-# Narrow operands first; columns of (largest row count the tile is meant for, tile). Chosen by
-# registers and shared memory at compile time; not measured on a device yet.
-NARROW_TILES = ((32, Tile(32, 128, 64, 4, 3)), (64, Tile(64, 128, 64, 4, 4)))
-NARROW_TILE = Tile(128, 128, 64, 8, 3)
-WIDE_TILES = ((32, Tile(32, 64, 32, 4, 3)), (64, Tile(64, 64, 32, 4, 3)))
-WIDE_TILE = Tile(128, 64, 32, 8, 3)
+# (Tile of at most 64 weight rows, tile of more): a warpgroup's product has at least 64 rows. Chosen
+# by registers and shared memory at compile time; not measured on a device yet.
+NARROW_TILES = (Tile(64, 128, 64, 4, 4), Tile(128, 128, 64, 8, 3))
+WIDE_TILES = (Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3))
+# W and s are 8 bytes a weight in shared memory, the code is one: half the depth keeps two blocks on
+# a multiprocessor of sm_90 and one on sm_80, which deeper tiles do not fit at all. Addresses and
+# ties take registers: four warps spill where the channels are few and unaligned.
+SCORES_TILES = (Tile(64, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3))
+# Left to itself ptxas aims at 128 registers for sm_80's tf32 products and spills six of them; told
+# that it may use more, it needs 111 to 129 where the channels are many.
+TF32_REGISTERS = RegisterLimit(majors={8: 168})
 WGRAD_NARROW = Tile(64, 64, 64, 4, 3)
 WGRAD_WIDE = Tile(64, 64, 32, 4, 3)
 # The interpreter's cost is per operation, not per entry.
@@ -66,7 +81,7 @@ class Layer:
     Ho: int
     Wo: int
     C: int  # channels of a group
-    O: int  # outputs of a group  # noqa: E741 - the field's letter
+    O: int  # outputs of a group
     R: int
     S: int
     SH: int
@@ -127,7 +142,7 @@ def _load_weight(
 def _masked_conv2d_fwd_kernel(
     x_ptr, code_ptr, w_ptr, s_ptr, threshold_ptr, limit_ptr, gain_ptr, y_ptr, N,
     H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
-    C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,  # noqa: E741
+    C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     DH: tl.constexpr, DW: tl.constexpr, G: tl.constexpr,
     FROM_SCORES: tl.constexpr, PRECISION: tl.constexpr,
@@ -179,7 +194,7 @@ def _masked_conv2d_fwd_kernel(
 def _masked_conv2d_bwd_x_kernel(
     dy_ptr, code_ptr, w_ptr, s_ptr, threshold_ptr, limit_ptr, gain_ptr, dx_ptr, N,
     H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
-    C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,  # noqa: E741
+    C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     DH: tl.constexpr, DW: tl.constexpr, G: tl.constexpr,
     FROM_SCORES: tl.constexpr, PRECISION: tl.constexpr,
@@ -234,7 +249,7 @@ def _masked_conv2d_bwd_x_kernel(
 def _masked_conv2d_bwd_weight_kernel(
     dy_ptr, x_ptr, parts_ptr, N,
     H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
-    C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,  # noqa: E741
+    C: tl.constexpr, O: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     DH: tl.constexpr, DW: tl.constexpr, G: tl.constexpr,
     STEPS: tl.constexpr, PRECISION: tl.constexpr,
@@ -273,15 +288,13 @@ def _masked_conv2d_bwd_weight_kernel(
     tl.store(ptrs, acc, mask=(o < O)[:, None] & (c < C)[None, :])
 
 
-def tile_for(rows: int, dtype: torch.dtype) -> Tile:
+def tile_for(rows: int, dtype: torch.dtype, from_scores: bool = False) -> Tile:
     """The tile of a forward or input-gradient product with that many weight rows."""
     if interpreted():
         return INTERPRETED_TILE
-    wide = dtype == torch.float32
-    for most, tile in WIDE_TILES if wide else NARROW_TILES:
-        if rows <= most:
-            return tile
-    return WIDE_TILE if wide else NARROW_TILE
+    narrow = SCORES_TILES if from_scores else NARROW_TILES
+    few, many = WIDE_TILES if dtype == torch.float32 else narrow
+    return few if rows <= 64 else many
 
 
 def wgrad_tile(dtype: torch.dtype) -> Tile:
@@ -289,6 +302,11 @@ def wgrad_tile(dtype: torch.dtype) -> Tile:
     if interpreted():
         return INTERPRETED_WGRAD
     return WGRAD_WIDE if dtype == torch.float32 else WGRAD_NARROW
+
+
+def registers_for(precision: str) -> RegisterLimit:
+    """The limit of a forward or input-gradient product in that precision."""
+    return TF32_REGISTERS if precision == "tf32" else RegisterLimit()
 
 
 def _blocks(tile: Tile) -> dict[str, int]:
@@ -327,7 +345,7 @@ def masked_conv2d_fwd(
         (N, layer.Ho, layer.Wo, layer.O * layer.G), dtype=operand.dtype, device=x.device
     )
     if y.numel():
-        tile = tile_for(layer.O, x.dtype)
+        tile = tile_for(layer.O, x.dtype, isinstance(weight, FromScores))
         pixels = N * layer.Ho * layer.Wo
         grid = (ceil_div(layer.O, tile.rows) * ceil_div(pixels, tile.columns), layer.G)
         with guard(x):
@@ -341,6 +359,7 @@ def masked_conv2d_fwd(
                 PRECISION=precision,
                 **_blocks(tile),
                 **_launch_options(tile),
+                **register_limit(registers_for(precision), x),
             )
     return y.to(x.dtype)
 
@@ -359,7 +378,7 @@ def masked_conv2d_bwd_x(
         (N, layer.H, layer.W, layer.C * layer.G), dtype=operand.dtype, device=dy.device
     )
     if dx.numel():
-        tile = tile_for(layer.C, dy.dtype)
+        tile = tile_for(layer.C, dy.dtype, isinstance(weight, FromScores))
         pixels = N * layer.H * layer.W
         grid = (ceil_div(layer.C, tile.rows) * ceil_div(pixels, tile.columns), layer.G)
         with guard(dy):
@@ -373,6 +392,7 @@ def masked_conv2d_bwd_x(
                 PRECISION=precision,
                 **_blocks(tile),
                 **_launch_options(tile),
+                **register_limit(registers_for(precision), dy),
             )
     return dx.to(dy.dtype)
 
@@ -438,76 +458,89 @@ def nchw(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     return tensor.permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
-def precision_of(allow_tf32: bool) -> str:
-    """How float32 products are formed, by PyTorch's own switches."""
-    return "tf32" if allow_tf32 else "ieee"
+def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
+    """How products are formed: float32's by PyTorch's own switches, others as they are."""
+    return "tf32" if allow_tf32 and dtype == torch.float32 else "ieee"
 
 
-def layer_cases(layers: dict[str, Layer]) -> list[CompileCase]:
-    """The three products of every layer at every operand type and form that is launched."""
+# What a layer is launched with: (operand type, precision, whether the weight comes as scores).
+FORMS = (
+    ("bf16", "ieee", False),
+    ("bf16", "ieee", True),
+    ("fp16", "ieee", False),
+    ("fp32", "tf32", False),
+    ("fp32", "ieee", False),
+)
+_OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def layer_cases(
+    name: str, layer: Layer, forms: Sequence[tuple[str, str, bool]]
+) -> list[CompileCase]:
+    """The three products of one layer in each of the forms."""
     cases = []
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    for name, layer in layers.items():
-        for kind, dtype in kinds.items():
-            precision = "tf32"
-            for form in (False, True) if kind == "bf16" else (False,):
-                weight = {
-                    "code_ptr": f"*{kind}" if form else "*i8",
-                    "w_ptr": "*fp32" if form else f"*{kind}",
-                    "s_ptr": "*fp32" if form else f"*{kind}",
-                    "threshold_ptr": "*fp32" if form else f"*{kind}",
-                    "limit_ptr": "*i64" if form else f"*{kind}",
-                    "gain_ptr": "*fp32",
-                    "N": "i32",
-                }
-                label = f"{name} {kind} {'scores' if form else 'code'}"
-                for kernel, rows, source, result in (
-                    (_masked_conv2d_fwd_kernel, layer.O, "x_ptr", "y_ptr"),
-                    (_masked_conv2d_bwd_x_kernel, layer.C, "dy_ptr", "dx_ptr"),
-                ):
-                    tile = tile_for(rows, dtype)
-                    cases.append(
-                        CompileCase(
-                            kernel,
-                            label,
-                            {source: f"*{kind}", result: f"*{kind}", **weight},
-                            {
-                                **layer.constants(),
-                                "FROM_SCORES": form,
-                                "PRECISION": precision,
-                                **_blocks(tile),
-                            },
-                            tile.num_warps,
-                            tile.num_stages,
-                            multiples=("N",),
-                            tensor_core=True,
-                        )
-                    )
-            tile = wgrad_tile(dtype)
+    for kind, precision, from_scores in forms:
+        dtype = _OPERANDS[kind]
+        # In float32 proper the products are fused multiply-adds, elsewhere tensor-core.
+        tensor_core = (kind, precision) != ("fp32", "ieee")
+        label = f"{name} {kind}" + (f" {precision}" if kind == "fp32" else "")
+        weight = {
+            "code_ptr": f"*{kind}" if from_scores else "*i8",
+            "w_ptr": "*fp32" if from_scores else f"*{kind}",
+            "s_ptr": "*fp32" if from_scores else f"*{kind}",
+            "threshold_ptr": "*fp32" if from_scores else f"*{kind}",
+            "limit_ptr": "*i64" if from_scores else f"*{kind}",
+            "gain_ptr": "*fp32",
+            "N": "i32",
+        }
+        for kernel, rows, source, result in (
+            (_masked_conv2d_fwd_kernel, layer.O, "x_ptr", "y_ptr"),
+            (_masked_conv2d_bwd_x_kernel, layer.C, "dy_ptr", "dx_ptr"),
+        ):
+            tile = tile_for(rows, dtype, from_scores)
             cases.append(
                 CompileCase(
-                    _masked_conv2d_bwd_weight_kernel,
-                    f"{name} {kind}",
-                    {"dy_ptr": f"*{kind}", "x_ptr": f"*{kind}", "parts_ptr": "*fp32", "N": "i32"},
+                    kernel,
+                    f"{label} {'scores' if from_scores else 'code'}",
+                    {source: f"*{kind}", result: f"*{kind}", **weight},
                     {
                         **layer.constants(),
-                        "STEPS": 64,
+                        "FROM_SCORES": from_scores,
                         "PRECISION": precision,
                         **_blocks(tile),
                     },
                     tile.num_warps,
                     tile.num_stages,
-                    multiples=("N",),
-                    tensor_core=True,
+                    registers=registers_for(precision),
+                    tensor_core=tensor_core,
+                    asynchronous=layer.C % 16 == 0,
                 )
             )
+        if from_scores:
+            continue  # the weight gradient reads no weight
+        tile = wgrad_tile(dtype)
+        cases.append(
+            CompileCase(
+                _masked_conv2d_bwd_weight_kernel,
+                label,
+                {"dy_ptr": f"*{kind}", "x_ptr": f"*{kind}", "parts_ptr": "*fp32", "N": "i32"},
+                {**layer.constants(), "STEPS": 64, "PRECISION": precision, **_blocks(tile)},
+                tile.num_warps,
+                tile.num_stages,
+                tensor_core=tensor_core,
+                asynchronous=layer.C % 16 == 0,
+            )
+        )
     return cases
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every kernel at the configurations that are launched for the layers of a ResNet."""
-    layers = {
-        "64@32x32 3x3": Layer(32, 32, 32, 32, 64, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1),
-        "128-256@16x16 3x3 stride 2": Layer(16, 16, 8, 8, 128, 256, 3, 3, 2, 2, 1, 1, 1, 1, 1),
-    }
-    return layer_cases(layers)
+    """Every tile in every form that is launched, on layers of a ResNet that lead to it."""
+    stem = Layer(32, 32, 32, 32, 3, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1)
+    block = Layer(32, 32, 32, 32, 64, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1)
+    down = Layer(16, 16, 8, 8, 128, 256, 3, 3, 2, 2, 1, 1, 1, 1, 1)
+    return [
+        *layer_cases("3-64@32x32 3x3", stem, [form for form in FORMS if form[0] != "fp16"]),
+        *layer_cases("64@32x32 3x3", block, FORMS),
+        *layer_cases("128-256@16x16 3x3 stride 2", down, FORMS),
+    ]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpt_fast.kernels import costs
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.masked_linear import reference
 from mpt_fast.kernels.masked_weight import (
@@ -69,7 +70,7 @@ def _masked_linear(
 
     The Triton kernels need none and return it empty.
     """
-    chosen = _choose(x, backend)
+    chosen = _choose(x, code, backend)
     if chosen == "triton":
         from mpt_fast.kernels.masked_linear import triton
 
@@ -83,7 +84,7 @@ def _masked_linear(
 
 @_masked_linear.register_fake
 def _(x: Tensor, code: Tensor, gain: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    if _choose(x, backend) == "triton":
+    if _choose(x, code, backend) == "triton":
         return x.new_empty((*x.shape[:-1], code.shape[0])), x.new_empty(0)
     return reference.masked_linear(x, code, gain)
 
@@ -189,6 +190,9 @@ class MaskedLinearFunction(torch.autograd.Function):
         return grad_x, grad_weight, grad_scores, *[None] * 5
 
 
-def _choose(x: Tensor, backend: str | None) -> str:
-    chosen = choose("masked_linear", backend, x.device.type, BACKENDS)
+def _choose(x: Tensor, code: Tensor, backend: str | None) -> str:
+    case = costs.product(
+        costs.typed("masked_linear", x.dtype), x.numel() // x.shape[-1], code.shape
+    )
+    chosen = choose("masked_linear", backend, x.device.type, BACKENDS, case)
     return "reference" if chosen == "triton" and x.dtype not in _TRITON_DTYPES else chosen

@@ -19,8 +19,8 @@ def _layer(weight: Tensor) -> products.Layer:
     return products.Layer(1, 1, 1, 1, inputs, outputs, 1, 1, 1, 1, 0, 0, 1, 1, 1)
 
 
-def _precision() -> str:
-    return products.precision_of(torch.backends.cuda.matmul.allow_tf32)
+def _precision(x: Tensor) -> str:
+    return products.precision_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
 
 
 def _pixels(rows: Tensor) -> Tensor:
@@ -35,14 +35,14 @@ def _kernels(weight: Tensor) -> Tensor:
 
 def masked_linear_fwd(x: Tensor, code: Tensor, gain: Tensor) -> Tensor:
     """y [N, O] of x [..., I] with N rows; code int8 [O, I]."""
-    out = products.masked_conv2d_fwd(_pixels(x), _kernels(code), gain, _layer(code), _precision())
+    out = products.masked_conv2d_fwd(_pixels(x), _kernels(code), gain, _layer(code), _precision(x))
     return out.view(out.shape[0], code.shape[0])
 
 
 def masked_linear_bwd_x(dy: Tensor, code: Tensor, gain: Tensor) -> Tensor:
     """dx [N, I] of dy [..., O] with N rows."""
     out = products.masked_conv2d_bwd_x(
-        _pixels(dy), _kernels(code), gain, _layer(code), _precision()
+        _pixels(dy), _kernels(code), gain, _layer(code), _precision(dy)
     )
     return out.view(out.shape[0], code.shape[1])
 
@@ -59,7 +59,7 @@ def masked_linear_bwd_weight(
         _layer(weight),
         power,
         needs,
-        _precision(),
+        _precision(dy),
     )
     to_weight, to_scores = (None if grad is None else grad.view(weight.shape) for grad in grads)
     return to_weight, to_scores
@@ -68,4 +68,5 @@ def masked_linear_bwd_weight(
 def compile_cases() -> list[CompileCase]:
     """The products at the sizes of a classifier's hidden layer."""
     layer = products.Layer(1, 1, 1, 1, 1024, 1024, 1, 1, 1, 1, 0, 0, 1, 1, 1)
-    return products.layer_cases({"1024-1024": layer})
+    forms = [form for form in products.FORMS if form[0] != "fp16" and not form[2]]
+    return products.layer_cases("1024-1024", layer, forms)

@@ -16,7 +16,7 @@ scores of another dtype is the reference's).
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.layout import in_memory_order_of, layout_of
 from mpt_fast.kernels.masked_weight import reference
@@ -28,7 +28,13 @@ def effective_weight(
     code: Tensor, gain: Tensor, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
     """gain * code in `dtype`, channels_last where `code` is; code int8, gain 0-dim."""
-    chosen = choose("effective_weight", backend, code.device.type, BACKENDS)
+    chosen = choose(
+        "effective_weight",
+        backend,
+        code.device.type,
+        BACKENDS,
+        costs.elements(costs.typed("effective_weight", dtype), code.numel()),
+    )
     if chosen == "reference" or (chosen == "triton" and dtype == torch.float64):
         return reference.effective_weight(code, gain, dtype)
     if chosen == "triton":
@@ -69,7 +75,8 @@ def score_gradient(
 def _score_gradient(
     grad: Tensor, weight: Tensor, scores: Tensor, power: float, backend: str | None = None
 ) -> Tensor:
-    chosen = choose("score_gradient", backend, scores.device.type, BACKENDS)
+    case = costs.elements(costs.typed("score_gradient", scores.dtype), scores.numel())
+    chosen = choose("score_gradient", backend, scores.device.type, BACKENDS, case)
     out = torch.empty_like(scores, memory_format=layout_of(scores))
     if chosen == "cpu" and weight.dtype == scores.dtype == torch.float32:
         g, w, s, result = in_memory_order_of(out, grad.to(torch.float32), weight, scores, out)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.geometry import check_tensor
 from mpt_fast.kernels.interop import as_array
@@ -40,17 +40,20 @@ def _check_dim(dim: int, rank: int) -> int:
     return dim % rank
 
 
-def _choose(operation: str, dtype: torch.dtype, backend: str | None, device_type: str) -> str:
+def _choose(
+    operation: str, dtype: torch.dtype, backend: str | None, device_type: str, count: int
+) -> str:
+    case = costs.elements(costs.typed(operation, dtype), count)
     if dtype in _ENGINE_DTYPES:
-        return choose(operation, backend, device_type, BACKENDS)
-    return choose(f"{operation} ({dtype})", backend, device_type, ("triton", "reference"))
+        return choose(operation, backend, device_type, BACKENDS, case)
+    return choose(f"{operation} ({dtype})", backend, device_type, ("triton", "reference"), case)
 
 
 @torch.library.custom_op("mpt_fast::pack_bits", mutates_args=())
 def _pack_bits(x: Tensor, dim: int, backend: str | None = None) -> Tensor:
     check_tensor(x, "x", _PACKABLE)
     dim = _check_dim(dim, x.dim())
-    chosen = _choose("pack_bits", x.dtype, backend, x.device.type)
+    chosen = _choose("pack_bits", x.dtype, backend, x.device.type, x.numel())
     before, length, after = x.shape[:dim], x.shape[dim], x.shape[dim + 1 :]
     if chosen == "triton":
         from mpt_fast.kernels.pack_bits import triton
@@ -81,7 +84,7 @@ def _unpack_bits(
     planes: Tensor, length: int, dim: int, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
     dim = _check_unpack(planes, length, dim, dtype)
-    chosen = _choose("unpack_bits", dtype, backend, planes.device.type)
+    chosen = _choose("unpack_bits", dtype, backend, planes.device.type, planes.numel() * 64)
     before, after, words = planes.shape[:dim], planes.shape[dim:-1], planes.shape[-1]
     if chosen == "triton":
         from mpt_fast.kernels.pack_bits import triton

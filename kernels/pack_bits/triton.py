@@ -19,11 +19,13 @@ BLOCK_LANES = 65_536 if interpreted() else 1024
 
 @triton.jit
 def _pack_bits_across_kernel(x_ptr, planes_ptr, length, after, words, BLOCK: tl.constexpr):
-    """One word of one row (axis 0 of the grid) for BLOCK neighbours in `after` (axis 1)."""
-    row = tl.program_id(0)
+    """One word of one row for BLOCK neighbours in `after`, the neighbours fastest."""
+    # One axis of the grid: the others end at 65 535 programs.
+    blocks = (after + BLOCK - 1) // BLOCK
+    row = tl.program_id(0) // blocks
     word = row % words
     before = (row // words).to(tl.int64)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     bit = tl.arange(0, 32)
     x_ptr += (before * length + word * 32) * after
     inside = (word * 32 + bit < length)[:, None] & (place < after)[None, :]
@@ -68,8 +70,8 @@ def pack_bits(x: Tensor, planes: Tensor) -> None:
     words = planes.shape[2]
     with guard(x):
         if after > 1:
-            grid = (before * words, ceil_div(after, BLOCK_WORDS))
-            _pack_bits_across_kernel[grid](
+            programs = before * words * ceil_div(after, BLOCK_WORDS)
+            _pack_bits_across_kernel[(programs,)](
                 widened(x), planes, length, after, words, BLOCK=BLOCK_WORDS
             )
         else:
@@ -102,32 +104,26 @@ def compile_cases() -> list[CompileCase]:
     """Every kernel at the configurations that are launched."""
     sizes = {"length": "i32", "after": "i32", "words": "i32"}
     cases = []
-    for kind in ("fp32", "fp16", "bf16", "i8", "i32"):
+    for kind in ("fp64", "fp32", "fp16", "bf16", "i8", "i16", "i32", "i64"):
+        source = {"x_ptr": f"*{kind}", "planes_ptr": "*i32"}
+        row = {"length": "i32", "words": "i32", "total": "i32"}
         cases += [
             CompileCase(
                 _pack_bits_across_kernel,
                 kind,
-                {"x_ptr": f"*{kind}", "planes_ptr": "*i32", **sizes},
+                {**source, **sizes},
                 {"BLOCK": BLOCK_WORDS},
                 multiples=("after",),
             ),
-            CompileCase(
-                _pack_bits_along_kernel,
-                kind,
-                {
-                    "x_ptr": f"*{kind}",
-                    "planes_ptr": "*i32",
-                    "length": "i32",
-                    "words": "i32",
-                    "total": "i32",
-                },
-                {"BLOCK": BLOCK_WORDS},
-            ),
+            CompileCase(_pack_bits_along_kernel, kind, {**source, **row}, {"BLOCK": BLOCK_WORDS}),
+        ]
+    for kind in ("fp64", "fp32", "fp16", "bf16", "i8", "i32"):
+        cases.append(
             CompileCase(
                 _unpack_bits_kernel,
                 kind,
                 {"planes_ptr": "*i32", "out_ptr": f"*{kind}", **sizes, "total": "i32"},
                 {"BLOCK": BLOCK_LANES},
-            ),
-        ]
+            )
+        )
     return cases

@@ -34,9 +34,10 @@ constexpr uint32_t kMaxKey = 0x7fffffffu, kInfinityKey = 0x7f800000u;
 
 const Kernels& best_kernels() {
     static const Kernels chosen = [] {
-#if defined(__x86_64__) || defined(_M_X64)
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(MPT_PLAIN_ONLY)
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("bmi2"))
             return avx512::kernels();
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels();
 #endif

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.interop import as_array
 from mpt_fast.kernels.layout import in_memory_order_of, is_channels_last, layout_of
@@ -330,7 +330,9 @@ def _fast_backend(
     operation: str, weights: Sequence[Tensor], scores: Sequence[Tensor], backend: str | None
 ) -> str | None:
     """ "cpu" or "triton" where it takes these tensors, None where the reference runs."""
-    chosen = choose(operation, backend, scores[0].device.type if scores else "cpu", BACKENDS)
+    device_type = scores[0].device.type if scores else "cpu"
+    case = costs.elements(operation, sum(score.numel() for score in scores))
+    chosen = choose(operation, backend, device_type, BACKENDS, case)
     floats = all(tensor.dtype == torch.float32 for tensor in (*weights, *scores))
     takes = chosen != "reference" and floats and any(score.numel() for score in scores)
     return chosen if takes else None

@@ -35,6 +35,9 @@ PASSES = 4
 # The interpreter's cost is per operation, not per entry.
 BLOCK = 65_536 if interpreted() else 2048
 NUM_WARPS = 8
+# Emitting holds a block's sums beside scores and weights: with eight warps that is up to 188
+# registers, one program a multiprocessor, and spills on sm_100; with 16 about 100.
+EMIT_WARPS = 16
 # Programs beyond a few per multiprocessor only lengthen the list of tie counts.
 MOST_SEGMENTS = 2048
 
@@ -343,7 +346,7 @@ class _Work:
             GIVEN=cuts is not None,
             BLOCK=BLOCK,
             BINS=BINS,
-            num_warps=NUM_WARPS,
+            num_warps=EMIT_WARPS,
         )
         layers = len(self.codes)
         abs_sums = torch.empty(layers, dtype=torch.float64, device=self.device)
@@ -471,7 +474,7 @@ def compile_cases() -> list[CompileCase]:
                     "rank": "i64",
                 },
                 {"GIVEN": given, **blocks},
-                NUM_WARPS,
+                EMIT_WARPS,
             )
         )
     results = {"abs_sums_ptr": "*fp64", "counts_ptr": "*i64", "tie_limits_ptr": "*i64"}

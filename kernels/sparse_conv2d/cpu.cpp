@@ -1,10 +1,9 @@
 // engine.sparse_conv2d: one sparse convolution of real images [N, C, H, W].
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "cpu/arguments.h"
 #include "cpu/bindings.h"
+#include "cpu/buffer.h"
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 #include "sparse_conv2d/cpu_layer.h"
@@ -15,27 +14,6 @@ namespace mpt {
 namespace {
 
 constexpr int64_t kImages = 64;  // per block: enough rows of work for every thread
-
-// Images lane by lane, starting with zeros so that borders need no further care.
-class Buffer {
-   public:
-    Buffer(const Layout& layout, int64_t lanes)
-        : layout_(layout),
-          lanes_(lanes),
-          data_(static_cast<char*>(
-              ::operator new(size_t(layout.bytes(lanes) + kSlack), std::align_val_t{64}))) {
-        std::fill_n(data_, layout.bytes(lanes) + kSlack, char{0});
-    }
-    ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    View view() const { return layout_.view(data_, lanes_); }
-
-   private:
-    Layout layout_;
-    int64_t lanes_;
-    char* data_;
-};
 
 template <class T>
 py::array run(const py::array& x, Geometry g, const Taps& taps, const py::object& bias,

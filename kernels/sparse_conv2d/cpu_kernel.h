@@ -1,6 +1,6 @@
-// Sparse convolution of real values: sixteen images in the lanes, a tile of output pixels in
-// registers, one load and one add (or multiply-add) per kept tap. Products and sums are rounded
-// separately, and every instruction set adds in the same order: all give the same bits.
+// Sparse convolution: the images of a pixel in the lanes, a tile of output pixels in registers, one
+// load and one add (or multiply-add) per kept tap. Products and sums are rounded separately, and
+// every instruction set adds in the same order: all give the same bits.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -20,7 +20,7 @@ constexpr int kTileColumns = MPT_VECTOR_BYTES == 64 || kVectors<T> <= 2 ? 4
 template <class T, int ROWS, int COLUMNS>
 struct Tile {
     typedef typename Vector<T>::type V;
-    static constexpr int kBytes = ROWS * COLUMNS * kGroup * sizeof(T);
+    static constexpr int kBytes = ROWS * COLUMNS * kPixelBytes<T>;
     V sums[ROWS][COLUMNS][kVectors<T>];
 
     // Calls body(sum, address) for every vector, unrolled: the tile's first lies at `at`. Hiding
@@ -52,21 +52,21 @@ struct Tile {
     }
 
     __attribute__((always_inline)) void save(char* to, int64_t row_step) {
-        each(to, row_step, kGroup * sizeof(T),
+        each(to, row_step, kPixelBytes<T>,
              [](V sum, char* at) __attribute__((always_inline)) { store(at, sum); });
     }
 
     __attribute__((always_inline)) void restore(const char* from) {
-        each(from, COLUMNS * kGroup * sizeof(T), kGroup * sizeof(T),
+        each(from, COLUMNS * kPixelBytes<T>, kPixelBytes<T>,
              [](V& sum, const char* at) __attribute__((always_inline)) { sum = load<V>(at); });
     }
 };
 
 template <class T, bool SIGNS, bool UNIT, class Sums>
-MPT_INLINE void add_run(const RealConvTask& t, const RealRun& run, const char* input, Sums& tile) {
+MPT_INLINE void add_run(const RealConvTask& t, const RealRun& run, const char* input,
+                        int64_t row_step, Sums& tile) {
     typedef typename Vector<T>::type V;
-    const int64_t row_step = t.in_row_step;
-    const int64_t pixel_step = UNIT ? kGroup * sizeof(T) : t.in_pixel_step;
+    const int64_t pixel_step = UNIT ? kPixelBytes<T> : t.in_pixel_step;
     const int32_t* tap = t.offsets + run.first;
     if constexpr (SIGNS) {
         for (const int32_t* end = tap + run.negative; tap != end; ++tap)
@@ -93,25 +93,64 @@ MPT_INLINE char* tile_origin(const View& view, int64_t group, int64_t row, int64
            row * view.row_bytes + x * view.pixel_bytes;
 }
 
-// Residual and sign, pixel by pixel: rare, so kept out of the unrolled code.
+// Residuals of another kind, and signs, pixel by pixel: rare, so kept out of the unrolled code.
 template <class T>
 static __attribute__((noinline)) void finish_pixels(const RealConvTask& t, int64_t group,
                                                     int64_t row, int64_t x, int64_t o, int rows,
                                                     int columns, const char* sums) {
     typedef typename Vector<T>::type V;
     for (int y = 0; y < rows; ++y)
-        for (int i = 0; i < columns; ++i, sums += kGroup * sizeof(T)) {
+        for (int i = 0; i < columns; ++i, sums += kPixelBytes<T>) {
             V pixel[kVectors<T>];
             memcpy(pixel, sums, sizeof pixel);
             if (t.residual.origin) {
                 const T scale = T(t.residual_scale[o]), shift = T(t.residual_shift[o]);
-                T lanes[kGroup];
-                load_lanes(tile_origin(t.residual, group, row + y, x + i, o), t.residual.kind,
-                           lanes);
-                for (int v = 0; v < kVectors<T>; ++v)
-                    pixel[v] += load<V>(lanes + v * (sizeof(V) / sizeof(T))) * scale + shift;
+                V lanes[kVectors<T>];
+                load_group<T>(tile_origin(t.residual, group, row + y, x + i, o), t.residual.kind,
+                              lanes);
+                for (int v = 0; v < kVectors<T>; ++v) pixel[v] += lanes[v] * scale + shift;
             }
             finish_lanes<T>(pixel, t.operation, tile_origin(t.output, group, row + y, x + i, o));
+        }
+}
+
+// The signs of one pixel in double, from the same float inputs.
+static __attribute__((noinline)) uint16_t exact_signs(const RealConvTask& t, const char* input,
+                                                      int64_t o) {
+    F64 sums[kVectors<double>] = {};
+    for (int64_t block = 0; block < t.blocks; ++block) {
+        const RealRun& run = t.runs[block * t.output.channels + o];
+        const int32_t* tap = t.offsets + run.first;
+        for (int32_t i = 0; i < run.negative + run.positive; ++i) {
+            F64 lanes[kVectors<double>];
+            load_group<double, Kind::kF32>(input + tap[i], lanes);
+            const double weight = t.exact_weights     ? t.exact_weights[run.first + i]
+                                  : i < run.negative ? -1.0
+                                                     : 1.0;
+            for (int v = 0; v < kVectors<double>; ++v) sums[v] += lanes[v] * weight;
+        }
+    }
+    for (int v = 0; v < kVectors<double>; ++v) sums[v] = sums[v] * t.scale[o] + t.shift[o];
+    return at_least(sums, 0.0);
+}
+
+template <int ROWS, int COLUMNS>
+MPT_INLINE void finish_filtered(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                                int64_t o, const Tile<float, ROWS, COLUMNS>& tile) {
+    const float low = t.low[o], high = t.high[o];
+    char* out = tile_origin(t.output, group, row, x, o);
+#pragma GCC unroll 4
+    for (int y = 0; y < ROWS; ++y)
+#pragma GCC unroll 4
+        for (int i = 0; i < COLUMNS; ++i) {
+            const unsigned above = at_least(tile.sums[y][i], high);
+            const unsigned doubt = (at_least(tile.sums[y][i], low) & ~above) | t.doubt;
+            uint16_t bits = uint16_t(above ^ t.flips[o]);
+            if (__builtin_expect(doubt != 0, 0))
+                bits = exact_signs(t, tile_origin(t.input, group, 0, 0, 0) +
+                                          (row + y) * t.in_row_step + (x + i) * t.in_pixel_step,
+                                   o);
+            memcpy(out + y * t.output.row_bytes + i * t.output.pixel_bytes, &bits, sizeof bits);
         }
 }
 
@@ -119,15 +158,25 @@ template <class T, int ROWS, int COLUMNS>
 MPT_INLINE void finish_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
                             int64_t o, Tile<T, ROWS, COLUMNS>& tile) {
     typedef typename Vector<T>::type V;
+    if constexpr (sizeof(T) == sizeof(float))
+        if (t.low) return finish_filtered(t, group, row, x, o, tile);
     if (t.scale) {
         const T scale = T(t.scale[o]), shift = T(t.shift[o]);
         tile.each([=](V& sum) __attribute__((always_inline)) { sum = sum * scale + shift; });
     }
-    if (t.residual.origin || t.operation == Operation::kSign) {
+    const bool residual = t.residual.origin != nullptr;
+    if (t.operation == Operation::kSign || (residual && t.residual.kind != t.input.kind)) {
         char sums[tile.kBytes];
-        tile.save(sums, COLUMNS * kGroup * sizeof(T));
+        tile.save(sums, COLUMNS * kPixelBytes<T>);
         finish_pixels<T>(t, group, row, x, o, ROWS, COLUMNS, sums);
         return;
+    }
+    if (residual) {
+        const T scale = T(t.residual_scale[o]), shift = T(t.residual_shift[o]);
+        const char* other = tile_origin(t.residual, group, row, x, o);
+        tile.each(other, t.residual.row_bytes, kPixelBytes<T>,
+                  [=](V& sum, const char* at)
+                      __attribute__((always_inline)) { sum += load<V>(at) * scale + shift; });
     }
     if (t.operation == Operation::kRelu)
         tile.each([](V& sum) __attribute__((always_inline)) {
@@ -152,65 +201,74 @@ static void real_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t
                 tile.restore(partial);
             else
                 tile.each([](V& sum) __attribute__((always_inline)) { sum = V{}; });
-            add_run<T, SIGNS, UNIT>(t, runs[o], input, tile);
+            add_run<T, SIGNS, UNIT>(t, runs[o], input, t.in_row_step, tile);
             if (block + 1 < t.blocks)
-                tile.save(partial, COLUMNS * kGroup * sizeof(T));
+                tile.save(partial, COLUMNS * kPixelBytes<T>);
             else
                 finish_tile(t, group, row, x, o, tile);
         }
     }
 }
 
-template <class T, int ROWS, int COLUMNS, bool SIGNS, bool UNIT>
-MPT_INLINE int64_t real_tiles(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
-                              int64_t begin, int64_t end, void* scratch) {
+// The tiles of a strip of rows, whole ones and the rest at the edges. KERNEL has the Element type and
+// `tile<ROWS, COLUMNS>`, which computes output channels [begin, end) of one tile.
+template <class KERNEL, int ROWS, int COLUMNS>
+MPT_INLINE int64_t each_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                             int64_t begin, int64_t end, void* scratch) {
     for (; x + COLUMNS <= t.output.width; x += COLUMNS)
-        real_tile<T, ROWS, COLUMNS, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
+        KERNEL::template tile<ROWS, COLUMNS>(t, group, row, x, begin, end, scratch);
     return x;
 }
 
-template <class T, int ROWS, bool SIGNS, bool UNIT>
-MPT_INLINE void real_strip(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
-                           int64_t end, void* scratch) {
-    constexpr int columns = kTileColumns<T>;
-    int64_t x = real_tiles<T, ROWS, columns, SIGNS, UNIT>(t, group, row, 0, begin, end, scratch);
+template <class KERNEL, int ROWS>
+static void each_strip(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
+                       int64_t end, void* scratch) {
+    constexpr int columns = kTileColumns<typename KERNEL::Element>;
+    if (t.channel_first && end - begin > 1) {
+        for (int64_t o = begin; o < end; ++o)
+            each_strip<KERNEL, ROWS>(t, group, row, o, o + 1, scratch);
+        return;
+    }
+    int64_t x = each_tile<KERNEL, ROWS, columns>(t, group, row, 0, begin, end, scratch);
     if constexpr (columns > 2)
-        x = real_tiles<T, ROWS, 2, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
-    if constexpr (columns > 1)
-        real_tiles<T, ROWS, 1, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
+        x = each_tile<KERNEL, ROWS, 2>(t, group, row, x, begin, end, scratch);
+    if constexpr (columns > 1) each_tile<KERNEL, ROWS, 1>(t, group, row, x, begin, end, scratch);
+}
+
+template <class KERNEL>
+MPT_INLINE void each_row(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
+                         int64_t end, void* scratch) {
+    constexpr int most = kTileRows<typename KERNEL::Element>;
+    int64_t rows = t.output.height - row < most ? t.output.height - row : most;
+    if constexpr (most > 2)
+        if (rows == 4) return each_strip<KERNEL, 4>(t, group, row, begin, end, scratch);
+    if constexpr (most > 1)
+        for (; rows >= 2; rows -= 2, row += 2)
+            each_strip<KERNEL, 2>(t, group, row, begin, end, scratch);
+    if (rows > 0) each_strip<KERNEL, 1>(t, group, row, begin, end, scratch);
 }
 
 template <class T, bool SIGNS, bool UNIT>
-MPT_INLINE void real_rows(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
-                          int64_t end, void* scratch) {
-    int64_t rows = t.output.height - row < kTileRows<T> ? t.output.height - row : kTileRows<T>;
-    if constexpr (kTileRows<T> > 2)
-        if (rows == 4) return real_strip<T, 4, SIGNS, UNIT>(t, group, row, begin, end, scratch);
-    if constexpr (kTileRows<T> > 1)
-        for (; rows >= 2; rows -= 2, row += 2)
-            real_strip<T, 2, SIGNS, UNIT>(t, group, row, begin, end, scratch);
-    if (rows > 0) real_strip<T, 1, SIGNS, UNIT>(t, group, row, begin, end, scratch);
-}
+struct RealTiles {
+    typedef T Element;
+    template <int ROWS, int COLUMNS>
+    MPT_INLINE void tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                         int64_t begin, int64_t end, void* scratch) {
+        real_tile<T, ROWS, COLUMNS, SIGNS, UNIT>(t, group, row, x, begin, end, scratch);
+    }
+};
 
 // Neighbouring outputs of most layers read neighbouring inputs: a constant distance for those.
 template <class T>
 MPT_INLINE void real_conv_of(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
                              int64_t end, void* scratch) {
-    const bool unit = t.in_pixel_step == int64_t(kGroup * sizeof(T));
+    const bool unit = t.in_pixel_step == kPixelBytes<T>;
     if (t.weights)
-        unit ? real_rows<T, false, true>(t, group, row, begin, end, scratch)
-             : real_rows<T, false, false>(t, group, row, begin, end, scratch);
+        unit ? each_row<RealTiles<T, false, true>>(t, group, row, begin, end, scratch)
+             : each_row<RealTiles<T, false, false>>(t, group, row, begin, end, scratch);
     else
-        unit ? real_rows<T, true, true>(t, group, row, begin, end, scratch)
-             : real_rows<T, true, false>(t, group, row, begin, end, scratch);
-}
-
-static void real_conv(const RealConvTask& t, int64_t group, int64_t row, int64_t begin, int64_t end,
-                      void* scratch) {
-    if (t.input.kind == Kind::kF32)
-        real_conv_of<float>(t, group, row, begin, end, scratch);
-    else
-        real_conv_of<double>(t, group, row, begin, end, scratch);
+        unit ? each_row<RealTiles<T, true, true>>(t, group, row, begin, end, scratch)
+             : each_row<RealTiles<T, true, false>>(t, group, row, begin, end, scratch);
 }
 
 }  // namespace MPT_ISA

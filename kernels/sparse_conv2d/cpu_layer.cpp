@@ -1,6 +1,7 @@
 #include "sparse_conv2d/cpu_layer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "cpu/parallel.h"
@@ -30,6 +31,36 @@ int64_t block_channels(const Geometry& g, int64_t taps, int64_t pixel_bytes) {
     return (g.group_channels + blocks - 1) / blocks;
 }
 
+// A bound on the magnitudes of the float values in use, less than 1 % above the largest; infinite or
+// not a number where one of them is. Only the upper halves count, and compare as 16-bit integers:
+// the baseline's vectors have a maximum of those, and no other.
+double magnitude_bound(const View& input, int64_t active) {
+    constexpr int kHalves = 2 * int(kGroup);
+    int16_t lanes[kHalves] = {};
+    for (int64_t g = 0; g < active; ++g)
+        for (int64_t c = 0; c < input.channels; ++c)
+            for (int64_t y = 0; y < input.height; ++y) {
+                const char* row = input.origin + g * input.group_bytes + c * input.channel_bytes +
+                                  y * input.row_bytes;
+                for (int64_t x = 0; x < input.width; ++x) {
+                    int16_t values[kHalves];
+                    std::memcpy(values, row + x * input.pixel_bytes, sizeof values);
+                    for (int i = 0; i < kHalves; ++i)
+                        lanes[i] = std::max(lanes[i], int16_t(values[i] & 0x7fff));
+                }
+            }
+    int32_t largest = 0;
+    for (int i = 0; i < kHalves; i += 2) {
+        int32_t value;
+        std::memcpy(&value, lanes + i, sizeof value);
+        largest = std::max(largest, value | 0xffff);
+    }
+    ++largest;
+    float magnitude;
+    std::memcpy(&magnitude, &largest, sizeof magnitude);
+    return magnitude;
+}
+
 }  // namespace
 
 RealConv::RealConv(const Geometry& geometry, const Taps& taps, Affine affine)
@@ -47,11 +78,54 @@ RealConv::RealConv(const Geometry& geometry, const Taps& taps, Affine affine)
 }
 
 void RealConv::prepare(const Layout& layout) {
-    const View input = layout.view(nullptr, kGroup);
-    if (layout.kind == Kind::kF32)
-        order_taps(input, &weights_f32_);
-    else
+    const View input = layout.view(nullptr, lanes_of(layout.kind));
+    if (filtered_) filter_ = SignFilter(taps_, affine_, geometry_.output.channels);
+    if (filtered_ && !taps_.signs_only) order_taps(input, &weights_f64_);
+    if (layout.kind == Kind::kF64)
         order_taps(input, &weights_f64_);
+    else
+        order_taps(input, &weights_f32_);
+    if (is_levels(layout.kind)) plan_drains();
+}
+
+// The most input channels per block, `block` or fewer, whose taps of either sign stay within
+// kLevelTaps for every output channel.
+int64_t RealConv::level_block(int64_t block) const {
+    const int64_t area = geometry_.kernel_h * geometry_.kernel_w;
+    const auto fits = [&](int64_t size) {
+        for (int64_t o = 0; o < geometry_.output.channels; ++o) {
+            int64_t current = -1, counts[2] = {};
+            for (int64_t i = taps_.indptr[o]; i < taps_.indptr[o + 1]; ++i) {
+                const int64_t at = taps_.index[i] / area / size;
+                if (at != current) counts[0] = counts[1] = 0;
+                current = at;
+                if (++counts[taps_.sign[i] > 0] > kLevelTaps) return false;
+            }
+        }
+        return true;
+    };
+    while (block > 1 && !fits(block)) block = (block + 1) / 2;
+    return block;
+}
+
+// Where the sums of a channel's blocks so far might not hold the next block's taps as well.
+void RealConv::plan_drains() {
+    const int64_t outputs = geometry_.output.channels;
+    drains_.assign(runs_.size(), Drain::kNone);
+    drained_.assign(size_t(outputs), 0);
+    for (int64_t o = 0; o < outputs; ++o) {
+        int64_t negative = 0, positive = 0;
+        for (int64_t b = 0; b < blocks_; ++b) {
+            const RealRun& run = runs_[b * outputs + o];
+            if (negative + run.negative > kLevelTaps || positive + run.positive > kLevelTaps) {
+                drains_[b * outputs + o] = drained_[o] ? Drain::kMore : Drain::kFirst;
+                drained_[o] = 1;
+                negative = positive = 0;
+            }
+            negative += run.negative;
+            positive += run.positive;
+        }
+    }
 }
 
 // Taps by block of input channels, then output channel, then sign.
@@ -59,7 +133,8 @@ template <class T>
 void RealConv::order_taps(const View& input, std::vector<T>* weights) {
     const Geometry& g = geometry_;
     const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
-    const int64_t block = block_channels(g, int64_t(taps_.index.size()), input.pixel_bytes);
+    int64_t block = block_channels(g, int64_t(taps_.index.size()), input.pixel_bytes);
+    if (is_levels(input.kind)) block = level_block(block);
     blocks_ = (g.group_channels + block - 1) / block;
     runs_.assign(size_t(blocks_ * outputs), RealRun{0, 0, 0});
     offsets_.clear();
@@ -84,8 +159,8 @@ void RealConv::order_taps(const View& input, std::vector<T>* weights) {
                         tap % area / g.kernel_w * g.dilation[0] * input.row_bytes +
                         tap % g.kernel_w * g.dilation[1] * input.pixel_bytes;
                     if (bytes > std::numeric_limits<int32_t>::max())
-                        fail("the input of a sparse convolution is larger than 2 GiB per block of "
-                             "16 images");
+                        fail("the input of a sparse convolution is larger than 2 GiB per block of " +
+                             std::to_string(lanes_of(input.kind)) + " images");
                     offsets_.push_back(int32_t(bytes));
                     if (!taps_.signs_only) weights->push_back(T(taps_.weight[i]));
                     ++(sign < 0 ? run.negative : run.positive);
@@ -103,38 +178,79 @@ void RealConv::run(const KernelTable& kernels, const View& input, const View& ou
     t.output = output;
     t.residual = residual;
     t.offsets = offsets_.data();
-    if (!weights_f32_.empty()) t.weights = weights_f32_.data();
     if (!weights_f64_.empty()) t.weights = weights_f64_.data();
+    if (!weights_f32_.empty()) t.weights = weights_f32_.data();
     t.runs = runs_.data();
     if (!affine_.scale.empty()) {
         t.scale = affine_.scale.data();
         t.shift = affine_.shift.data();
     }
-    t.residual_scale = affine_.residual_scale.data();
+    if (!affine_.residual_scale.empty()) t.residual_scale = affine_.residual_scale.data();
     t.residual_shift = affine_.residual_shift.data();
     t.blocks = blocks_;
     t.in_row_step = g.stride[0] * input.row_bytes;
     t.in_pixel_step = g.stride[1] * input.pixel_bytes;
     t.operation = affine_.operation;
+    const bool levels = is_levels(input.kind);
+    if (levels) {
+        const LevelRange range = level_range(output.kind, affine_.operation);
+        t.low_level = range.low;
+        t.high_level = range.high;
+        t.drains = drains_.data();
+        t.drained = drained_.data();
+        active = (active * kGroup + kLevelLanes - 1) / kLevelLanes;
+    }
 
-    const bool single = input.kind == Kind::kF32;
+    SignLimits limits;
+    if (filtered_) {
+        limits = filter_.limits(magnitude_bound(input, active));
+        t.low = limits.low.data();
+        t.high = limits.high.data();
+        t.flips = limits.flips.data();
+        t.start = limits.start.data();
+        t.least = limits.least.data();
+        t.error = limits.error.data();
+        t.doubt = limits.doubtful ? 0xffff : 0;
+        if (!weights_f64_.empty()) t.exact_weights = weights_f64_.data();
+    }
+    t.groups = filtered_ && blocks_ == 1 ? kernels.sign_groups : 1;
+    t.active = active;
+    if (t.groups > 1) {
+        const int64_t column =
+            g.input.channels * reach(g, 0, 4) * input.pixel_bytes * t.groups;
+        t.chunk_columns = 4;
+        while (t.chunk_columns < g.output.width &&
+               reach(g, 1, t.chunk_columns + 4) * column <= kL1Budget)
+            t.chunk_columns += 4;
+    }
+
+    // Few taps per channel and a strip of the input in the L1 cache: one channel along the whole strip,
+    // so that the branches of its tap loop repeat.
+    const int64_t strip_bytes = g.input.channels * input.row_bytes *
+                                reach(g, 0, 4 * 64 / input.pixel_bytes);
+    t.channel_first = blocks_ == 1 && strip_bytes <= 2 * kL1Budget;
+
+    const bool single = input.kind != Kind::kF64;  // levels: 32 of two bytes are 16 of four
     const int64_t rows = single ? kernels.rows_f32 : kernels.rows_f64;
     const int64_t strips = (g.output.height + rows - 1) / rows;
     const int64_t outputs = g.output.channels;
-    const int64_t parts = parts_per_row(strips * active, outputs, threads);
+    const int64_t calls = (active + t.groups - 1) / t.groups;
+    const int64_t parts = parts_per_row(strips * calls, outputs, threads);
     const int64_t most = (outputs + parts - 1) / parts;
     const int64_t tile = single ? kernels.tile_f32 : kernels.tile_f64;
     const int64_t scratch_bytes =
-        blocks_ > 1 ? (most * tile * kGroup * (single ? 4 : 8) + 63) / 64 * 64 : 0;
+        blocks_ > 1 ? (most * tile * kGroup * (levels ? 12 : single ? 4 : 8) + 63) / 64 * 64 : 0;
     // One vector must not straddle two cache lines.
     std::vector<char> scratch(size_t(scratch_bytes * std::max<int64_t>(1, threads) + 63));
     char* const aligned = reinterpret_cast<char*>(
         (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-    for_each(strips * active * parts, threads, [&](int64_t item, int64_t thread) {
-        const int64_t part = item % parts, strip = item / parts;
-        kernels.real_conv(t, strip / strips, strip % strips * rows,
-                          outputs * part / parts, outputs * (part + 1) / parts,
-                          aligned + thread * scratch_bytes);
+    for_each(strips * calls * parts, threads, [&](int64_t item, int64_t thread) {
+        const int64_t part = item % parts, visit = item / parts;
+        // Words of signs share the lines of the output: all of a strip's before the next strip.
+        const int64_t group = t.groups > 1 ? visit % calls : visit / strips;
+        const int64_t strip = t.groups > 1 ? visit / calls : visit % strips;
+        kernels.real_conv(t, group * t.groups, strip * rows, outputs * part / parts,
+                          outputs * (part + 1) / parts, aligned + thread * scratch_bytes);
     });
 }
 

@@ -5,6 +5,7 @@
 
 #include "cpu/geometry.h"
 #include "cpu/tasks.h"
+#include "sparse_conv2d/cpu_sign_limits.h"
 
 namespace mpt {
 
@@ -16,27 +17,41 @@ struct Affine {
 
 class RealConv {
    public:
-    // `input` is the layout (kind f32 or f64) of every input that run() will see.
+    // `input` is the layout (kind f32, f64, or u8 or i8 with taps of signs only and a scale) of every
+    // input that run() will see.
     RealConv(const Geometry& geometry, const Taps& taps, Affine affine);
     void prepare(const Layout& input);
 
+    // Before prepare(): signs of float inputs, decided as in double (the inputs, taps, scale and
+    // shift being the same). Needs a scale, no residual and Operation::kSign.
+    void filter() { filtered_ = true; }
+
     const Geometry& geometry() const { return geometry_; }
+    const Taps& taps() const { return taps_; }
+    const Affine& affine() const { return affine_; }
 
     void run(const KernelTable& kernels, const View& input, const View& output,
              const View& residual, int64_t active, int64_t threads) const;
 
    private:
+    friend class RealPixels;  // the same layer with pixels in the lanes
     template <class T>
     void order_taps(const View& input, std::vector<T>* weights);
+    int64_t level_block(int64_t block) const;
+    void plan_drains();
 
     Geometry geometry_;
     Taps taps_;
     Affine affine_;
+    bool filtered_ = false;
+    SignFilter filter_;  // where filtered_
     int64_t blocks_ = 1;
     std::vector<RealRun> runs_;
     std::vector<int32_t> offsets_;
     std::vector<float> weights_f32_;
     std::vector<double> weights_f64_;
+    std::vector<Drain> drains_;  // of levels, as in RealConvTask
+    std::vector<uint8_t> drained_;
 };
 
 }  // namespace mpt

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.geometry import (
     Geometry,
@@ -75,8 +75,11 @@ def _sparse_conv2d(
     backend: str | None = None,
 ) -> Tensor:
     taps, geometry = _unpack(indptr, index, value, shape, stride, padding, dilation, groups)
-    _check_operands(x, taps, bias, geometry)
-    chosen = choose("sparse_conv2d", backend, x.device.type, BACKENDS)
+    N, _, height, width = _check_operands(x, taps, bias, geometry)
+    columns = N * height * width
+    operation = costs.typed("sparse_conv2d", x.dtype)
+    case = costs.product(operation, columns, taps.shape, index.shape[0])
+    chosen = choose("sparse_conv2d", backend, x.device.type, BACKENDS, case)
     if chosen == "triton":
         from mpt_fast.kernels.sparse_conv2d import triton
 

@@ -33,8 +33,8 @@ def _sparse_conv2d_kernel(
     offsets_ptr,  # int32, in rows of N
     values_ptr,
     bias_ptr,
-    out_ptr,  # [N, O, Ho * Wo]
-    O, groups, N,  # noqa: E741
+    out_ptr,  # [N, O, Ho * Wo] or [O, Ho * Wo, N], by its strides
+    O, groups, N, out_image, out_channel, out_pixel,
     Wo: tl.constexpr, SIZE: tl.constexpr, Wp: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     GROUP_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, PIXELS: tl.constexpr, IMAGES: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -64,8 +64,8 @@ def _sparse_conv2d_kernel(
             tap += 16
         if HAS_BIAS:
             acc += tl.load(bias_ptr + channel)
-        out = (image.to(tl.int64)[None, :] * O + channel) * SIZE + pixel[:, None]
-        tl.store(out_ptr + out, acc, mask=inside)
+        out = image.to(tl.int64)[None, :] * out_image + pixel.to(tl.int64)[:, None] * out_pixel
+        tl.store(out_ptr + channel.to(tl.int64) * out_channel + out, acc, mask=inside)
         channel += 1
 
 
@@ -114,14 +114,28 @@ def prepare(taps: Taps, image: tuple[int, int], geometry: Geometry) -> Prepared:
 
 def run(x: Tensor, layer: Prepared, bias: Tensor | None = None) -> Tensor:
     """out [N, O, Ho, Wo] of x [N, C, H, W], float32 or float64."""
-    N = x.shape[0]
-    Ho, Wo = layer.out
-    outputs = layer.starts.numel() - 1
-    out = torch.empty((N, outputs, Ho, Wo), dtype=x.dtype, device=x.device)
+    shape = (x.shape[0], layer.starts.numel() - 1, *layer.out)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    _launch(x.detach().permute(1, 2, 3, 0), layer, bias, out.permute(1, 2, 3, 0))
+    return out
+
+
+def run_lanes(x: Tensor, layer: Prepared) -> Tensor:
+    """out [O, Ho, Wo, N] of x [C, H, W, N]: as `run`, with images in the lanes on both sides."""
+    shape = (layer.starts.numel() - 1, *layer.out, x.shape[3])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device)
+    _launch(x, layer, None, out)
+    return out
+
+
+def _launch(x: Tensor, layer: Prepared, bias: Tensor | None, out: Tensor) -> None:
+    """x [C, H, W, N] -> out [O, Ho, Wo, N] of any strides in which pixels flatten."""
     if not out.numel():
-        return out
+        return
+    Ho, Wo = layer.out
+    outputs, N = out.shape[0], out.shape[3]
     ph, pw = layer.geometry.padding
-    padded = F.pad(x.detach().permute(1, 2, 3, 0), (0, 0, pw, pw, ph, ph)).contiguous()
+    padded = F.pad(x, (0, 0, pw, pw, ph, ph)).contiguous()
     Hp, Wp = padded.shape[1:3]
     images = power_of_two(N, 1, MOST_IMAGES)
     pixels = power_of_two(Ho * Wo, 1, max(1, TILE // images))
@@ -142,6 +156,9 @@ def run(x: Tensor, layer: Prepared, bias: Tensor | None = None) -> Tensor:
             outputs,
             groups,
             N,
+            out.stride(3),
+            out.stride(0),
+            out.stride(2),
             Wo=Wo,
             SIZE=Ho * Wo,
             Wp=Wp,
@@ -153,18 +170,18 @@ def run(x: Tensor, layer: Prepared, bias: Tensor | None = None) -> Tensor:
             IMAGES=images,
             OUTPUTS=OUTPUTS_PER_PROGRAM,
         )
-    return out
 
 
 def compile_cases() -> list[CompileCase]:
     """The kernel at batch 128 or more on the layers of a ResNet."""
     cases = []
     for kind in ("fp32", "fp64"):
-        for value in ("i8", kind):
+        for value, lanes_last in (("i8", False), (kind, False), ("i8", True)):
+            unit = ("out_image",) if lanes_last else ("out_pixel",)
             cases.append(
                 CompileCase(
                     _sparse_conv2d_kernel,
-                    f"{kind} with {value} taps",
+                    f"{kind} with {value} taps{', images in the lanes' if lanes_last else ''}",
                     {
                         "x_ptr": f"*{kind}",
                         "starts_ptr": "*i32",
@@ -175,8 +192,14 @@ def compile_cases() -> list[CompileCase]:
                         "O": "i32",
                         "groups": "i32",
                         "N": "i32",
+                        **{
+                            name: "i32"
+                            for name in ("out_image", "out_channel", "out_pixel")
+                            if name not in unit
+                        },
                     },
                     {
+                        **dict.fromkeys(unit, 1),
                         "Wo": 8,
                         "SIZE": 64,
                         "Wp": 10,
@@ -188,7 +211,7 @@ def compile_cases() -> list[CompileCase]:
                         "IMAGES": 128,
                         "OUTPUTS": OUTPUTS_PER_PROGRAM,
                     },
-                    multiples=("N",),
+                    multiples=("N", "out_pixel") if lanes_last else ("N",),
                 )
             )
     return cases

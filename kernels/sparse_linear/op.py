@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mpt_fast.kernels import cpu
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.geometry import check_tensor, make_geometry
 from mpt_fast.kernels.interop import as_array, optional_array, run_options, tap_arrays
@@ -55,7 +55,9 @@ def _sparse_linear(
     backend: str | None = None,
 ) -> Tensor:
     taps = _checked_taps(x, indptr, index, value, shape, bias)
-    chosen = choose("sparse_linear", backend, x.device.type, BACKENDS)
+    operation = costs.typed("sparse_linear", x.dtype)
+    case = costs.product(operation, x.shape[0], taps.shape, index.shape[0])
+    chosen = choose("sparse_linear", backend, x.device.type, BACKENDS, case)
     if chosen == "triton":
         from mpt_fast.kernels.sparse_linear import triton
 

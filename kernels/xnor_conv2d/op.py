@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.geometry import (
     Geometry,
@@ -22,11 +23,12 @@ from mpt_fast.kernels.geometry import (
     conv2d_output_size,
     make_geometry,
 )
+from mpt_fast.kernels.interop import as_array, run_options
 from mpt_fast.kernels.pack_bits.reference import word_count
 from mpt_fast.kernels.taps import KernelList
 from mpt_fast.kernels.xnor_conv2d import reference
 
-BACKENDS = ("triton", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 
 def _check_operands(
@@ -62,14 +64,22 @@ def _xnor_conv2d(
 ) -> Tensor:
     kernels = KernelList(indptr, channel, sign, mask)
     geometry = make_geometry(stride, padding, dilation, groups)
-    _check_operands(rows, width, kernels, geometry)
-    if choose("xnor_conv2d", backend, rows.device.type, BACKENDS) == "triton":
+    N, outputs, Ho, Wo = _check_operands(rows, width, kernels, geometry)
+    weight = (outputs, rows.shape[1] // groups, 3, 3)
+    case = costs.product("xnor_conv2d", N * Ho * Wo, weight, kernels.channel.shape[0])
+    chosen = choose("xnor_conv2d", backend, rows.device.type, BACKENDS, case)
+    if chosen == "triton":
         from mpt_fast.kernels.xnor_conv2d import triton
 
         per_group = rows.shape[1] // groups
         return triton.run(
             rows, triton.prepare(kernels, per_group, (rows.shape[2], width), geometry)
         )
+    if chosen == "cpu":
+        sums = cpu.engine().xnor_conv2d(
+            as_array(rows), width, *map(as_array, kernels), *geometry, **run_options()
+        )
+        return torch.from_numpy(sums)
     return reference.xnor_conv2d(rows, width, kernels, geometry)
 
 
@@ -109,7 +119,7 @@ def xnor_conv2d(
         width: W; bits past it are ignored.
         kernels: from `KernelList.from_taps`, which refuses other kernel sizes.
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`, ints or (h, w).
-        backend: None for automatic, or "triton" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int32 [N, O, Ho, Wo].

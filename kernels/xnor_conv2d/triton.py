@@ -1,7 +1,8 @@
 """xnor_conv2d on the GPU: three 9-bit patches of neighbouring channels in one word.
 
 The first kernel gathers the patches once, [groups, ceil(C/groups / 3), pixels] with pixels = all
-(n, y, x) of the output, so that three kernels cost one popcount; bits outside the image are 0. The
+(n, y, x) of the output, so that three kernels cost one popcount; bits outside the image are 0. It
+reads rows (pixels in the lanes) or, for a layer of a packed network, planes (images there). The
 second walks each output channel's list of word triples that keep a kernel:
 
     S = sum over the list of 2 * popcount((patches ^ ~sign) & mask) - popcount(mask) + border,
@@ -31,12 +32,12 @@ OUTPUTS_PER_PROGRAM = 8
 
 @triton.jit
 def _xnor_patches_kernel(
-    rows_ptr,  # int32 [N, C, H, words]
+    source_ptr,  # int32 [N, C, H, words], or PLANES: [C, H, W, words]
     patches_ptr,  # int32 [groups * TRIPLES, row], row = pixels filled to whole blocks
     pixels, row, C, TRIPLES, per_group, words,
     H: tl.constexpr, W: tl.constexpr, Ho: tl.constexpr, Wo: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    DH: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     triple = tl.program_id(1)
@@ -48,7 +49,10 @@ def _xnor_patches_kernel(
     patch = tl.zeros([BLOCK], tl.int32)
     for k in tl.static_range(3):
         c = (triple % TRIPLES) * 3 + k
-        base = rows_ptr + (image * C + first + c) * H * words
+        if PLANES:
+            base = source_ptr + (first + c).to(tl.int64) * (H * W) * words + (image >> 5)
+        else:
+            base = source_ptr + (image * C + first + c) * H * words
         # Past the last channel no pixel is inside. (As a bound, because the interpreter of Triton
         # 3.9 turns a broadcast scalar condition into integers, which are no mask.)
         inside = pixel < tl.where(c < per_group, pixels, 0)
@@ -59,8 +63,13 @@ def _xnor_patches_kernel(
                 row_inside = (y >= 0) & (y < H)
                 column_inside = (x >= 0) & (x < W)
                 here = inside & row_inside & column_inside
-                word = tl.load(base + y * words + (x >> 5), mask=here, other=0)
-                patch |= ((word >> (x & 31)) & 1) << (k * 9 + r * 3 + s)
+                if PLANES:
+                    word = tl.load(base + (y * W + x) * words, mask=here, other=0)
+                    bit = (word >> (image & 31).to(tl.int32)) & 1
+                else:
+                    word = tl.load(base + y * words + (x >> 5), mask=here, other=0)
+                    bit = (word >> (x & 31)) & 1
+                patch |= bit << (k * 9 + r * 3 + s)
     tl.store(patches_ptr + triple.to(tl.int64) * row + pixel, patch)
 
 
@@ -73,7 +82,7 @@ def _xnor_conv2d_kernel(
     totals_ptr,  # int32 [O], kept taps
     border_ptr,  # int32 [O, Ho * Wo]
     out_ptr,  # int32 [N, O, Ho * Wo]
-    pixels, row, O,  # noqa: E741
+    pixels, row, O,
     SIZE: tl.constexpr, BORDER: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -94,7 +103,8 @@ def _xnor_conv2d_kernel(
             entry += 1
         sums = 2 * agreements - tl.load(totals_ptr + channel)
         if BORDER:
-            sums += tl.load(border_ptr + channel * SIZE + place, mask=inside, other=0)
+            border = border_ptr + channel.to(tl.int64) * SIZE + place
+            sums += tl.load(border, mask=inside, other=0)
         out = out_ptr + (pixel // SIZE * O + channel) * SIZE + place
         tl.store(out, sums, mask=inside)
         channel += 1
@@ -153,12 +163,16 @@ def prepare(
     )
 
 
-def run(rows: Tensor, layer: Prepared) -> Tensor:
-    """S int32 [N, O, Ho, Wo] of int64 rows [N, C, H, words]."""
-    N, C = rows.shape[:2]
+def run(source: Tensor, layer: Prepared, images: int | None = None) -> Tensor:
+    """S int32 [N, O, Ho, Wo] of int64 rows [N, C, H, words].
+
+    With `images`, their number, `source` holds planes [C, H, W, words] instead.
+    """
+    planes = images is not None
+    N, C = (images, source.shape[0]) if images is not None else source.shape[:2]
     Ho, Wo = layer.out
     outputs = layer.totals.numel()
-    out = torch.empty((N, outputs, Ho, Wo), dtype=torch.int32, device=rows.device)
+    out = torch.empty((N, outputs, Ho, Wo), dtype=torch.int32, device=source.device)
     if not out.numel():
         return out
     geometry = layer.geometry
@@ -166,9 +180,9 @@ def run(rows: Tensor, layer: Prepared) -> Tensor:
     pixels = N * Ho * Wo
     tiles = ceil_div(pixels, BLOCK)
     row = tiles * BLOCK
-    patches = torch.empty((geometry.groups * triples, row), dtype=torch.int32, device=rows.device)
-    halves = as_words32(rows)
-    with guard(rows):
+    patches = torch.empty((geometry.groups * triples, row), dtype=torch.int32, device=source.device)
+    halves = as_words32(source)
+    with guard(source):
         _xnor_patches_kernel[(tiles, geometry.groups * triples)](
             halves,
             patches,
@@ -184,6 +198,7 @@ def run(rows: Tensor, layer: Prepared) -> Tensor:
             *geometry.stride,
             *geometry.padding,
             *geometry.dilation,
+            planes,
             BLOCK,
         )
         _xnor_conv2d_kernel[(tiles, ceil_div(outputs, OUTPUTS_PER_PROGRAM))](
@@ -209,13 +224,13 @@ def run(rows: Tensor, layer: Prepared) -> Tensor:
 def compile_cases() -> list[CompileCase]:
     """Both kernels on the layers of a ResNet."""
     cases = []
-    for size in (32, 8):
+    for size, planes in ((32, False), (8, False), (32, True)):
         sizes = ("pixels", "row", "C", "TRIPLES", "per_group", "words")
         cases.append(
             CompileCase(
                 _xnor_patches_kernel,
-                f"{size}x{size}",
-                {"rows_ptr": "*i32", "patches_ptr": "*i32", **dict.fromkeys(sizes, "i32")},
+                f"{'planes' if planes else 'rows'} {size}x{size}",
+                {"source_ptr": "*i32", "patches_ptr": "*i32", **dict.fromkeys(sizes, "i32")},
                 {
                     "H": size,
                     "W": size,
@@ -227,11 +242,13 @@ def compile_cases() -> list[CompileCase]:
                     "PW": 1,
                     "DH": 1,
                     "DW": 1,
+                    "PLANES": planes,
                     "BLOCK": BLOCK,
                 },
                 multiples=("pixels", "row"),
             )
         )
+    for size in (32, 8):
         pointers = ("patches_ptr", "starts_ptr", "triple_ptr", "unlike_ptr", "mask_ptr",
                     "totals_ptr", "border_ptr", "out_ptr")  # fmt: skip
         cases.append(
@@ -246,7 +263,7 @@ def compile_cases() -> list[CompileCase]:
                     "BLOCK": BLOCK,
                 },
                 multiples=("pixels", "row"),
-                checks={"popcount": True},
+                checks={"popcount": BLOCK // 128, "loads": 4},
             )
         )
     return cases

@@ -11,13 +11,15 @@ gradient.
 import torch
 from torch import Tensor
 
+from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.geometry import check_tensor
+from mpt_fast.kernels.interop import as_array, run_options
 from mpt_fast.kernels.pack_bits.reference import pack_bits
 from mpt_fast.kernels.taps import Taps
 from mpt_fast.kernels.xnor_linear import reference
 
-BACKENDS = ("triton", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 
 
 def _check_operands(x: Tensor, sign: Tensor, mask: Tensor) -> None:
@@ -29,10 +31,15 @@ def _check_operands(x: Tensor, sign: Tensor, mask: Tensor) -> None:
 @torch.library.custom_op("mpt_fast::xnor_linear", mutates_args=())
 def _xnor_linear(x: Tensor, sign: Tensor, mask: Tensor, backend: str | None = None) -> Tensor:
     _check_operands(x, sign, mask)
-    if choose("xnor_linear", backend, x.device.type, BACKENDS) == "triton":
+    case = costs.product("xnor_linear", x.shape[0], sign.shape)
+    chosen = choose("xnor_linear", backend, x.device.type, BACKENDS, case)
+    if chosen == "triton":
         from mpt_fast.kernels.xnor_linear import triton
 
         return triton.xnor_linear(x, sign, mask)
+    if chosen == "cpu":
+        sums = cpu.engine().xnor_linear(*map(as_array, (x, sign, mask)), **run_options())
+        return torch.from_numpy(sums)
     return reference.xnor_linear(x, sign, mask)
 
 
@@ -61,7 +68,7 @@ def xnor_linear(x: Tensor, sign: Tensor, mask: Tensor, backend: str | None = Non
     Args:
         x: int64 [N, words], from `pack_bits(x, dim=1)` of [N, I].
         sign, mask: int64 [O, words], from `pack_weight`.
-        backend: None for automatic, or "triton" or "reference".
+        backend: None for automatic, or "triton", "cpu" or "reference".
 
     Returns:
         int32 [N, O].

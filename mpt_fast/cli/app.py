@@ -12,7 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from mpt_fast import __version__
-from mpt_fast.cli import approximate, bench, demo, evaluate, pack, run, train
+from mpt_fast.cli import (
+    approximate,
+    bench,
+    demo,
+    evaluate,
+    finetune,
+    pack,
+    report,
+    rigl,
+    run,
+    train,
+)
 from mpt_fast.cli.options import output
 from mpt_fast.cli.output import fail, one_line
 
@@ -124,7 +135,9 @@ def _flowing(documentation: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in documentation.split("\n\n"))
 
 
-for _command in (demo, train, evaluate, pack, run, bench, approximate):
+for _command in (
+    demo, train, finetune, evaluate, pack, run, bench, report, rigl, approximate,
+):  # fmt: skip
     app.command(
         _command.NAME, help=_flowing(_command.command.__doc__ or ""), epilog=_command.EXAMPLE
     )(_command.command)

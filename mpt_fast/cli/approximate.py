@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,10 +16,11 @@ from mpt_fast.cli.output import Output, table
 from mpt_fast.report import text
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
     from mpt_fast.data import Dataset
-    from mpt_fast.random_binary import Approximation
+    from mpt_fast.random_binary import Approximation, Report
     from mpt_fast.random_binary.check import Observed
 
 NAME = "approximate"
@@ -28,6 +30,12 @@ EXAMPLE = (
 )
 
 
+def _positive(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value} is not a positive number")
+    return value
+
+
 def command(
     context: typer.Context,
     model: Annotated[
@@ -35,20 +43,31 @@ def command(
         typer.Argument(metavar="MODEL", help="A run's folder, or a checkpoint in it."),
     ],
     epsilon: Annotated[
-        float, typer.Option(min=0.0, help="Allowed Euclidean distance of the outputs.")
+        float,
+        typer.Option(
+            metavar="X",
+            callback=_positive,
+            help="How far the outputs may be from MODEL's: Euclidean distance of the logits.",
+        ),
     ] = 0.05,
     radius: Annotated[
-        float, typer.Option(min=0.0, help="Greatest norm of the inputs that the bound is for.")
+        float,
+        typer.Option(
+            metavar="X",
+            callback=_positive,
+            help="Greatest Euclidean norm of the inputs that the bound is for.",
+        ),
     ] = 1.0,
     redundancy: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
-            help="Neurons that carry one value.",
+            help="Neurons that carry one value. More make the network wider and success surer.",
             show_default="chosen from the network's shape",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random network.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random network.")] = 0,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -57,7 +76,7 @@ def command(
     ] = None,
     images: Annotated[
         int,
-        typer.Option(min=0, help="Test images on which the predictions are compared."),
+        typer.Option(metavar="N", min=0, help="Test images on which the predictions are compared."),
     ] = 500,
     best: Annotated[
         bool, typer.Option("--best", help="The best checkpoint of the run, not the last.")
@@ -102,31 +121,38 @@ def command(
         seconds = time.perf_counter() - start
         display.update(task, total=None, description="looking for the largest error")
         observed = observe(found, target, points=128, steps=5, vertices=256)
-        unchanged = _unchanged(found, target, dataset, images)
+        compared = _compare(found, target, dataset, images)
     size = found.save(file) if file is not None else None
-    _show(out, found, observed, unchanged, seconds, file, size)
+    _show(out, found, observed, compared, seconds, file, size)
 
 
-def _unchanged(
-    found: Approximation, target: nn.Module, dataset: Dataset, images: int
-) -> tuple[int, int]:
-    """How many of the first test images keep their prediction, and how many were tried."""
+class _Compared(NamedTuple):
+    """Predictions on test images: how many are the same, of how many; their greatest norm."""
+
+    unchanged: int
+    images: int
+    norm: float
+
+
+def _compare(found: Approximation, target: nn.Module, dataset: Dataset, images: int) -> _Compared:
+    """The predictions of both networks on the first test images."""
     import torch
 
-    same = total = 0
+    same, total, norm = 0, 0, 0.0
     with torch.no_grad():
         for index in torch.arange(min(images, len(dataset.test))).split(128):
             x = dataset.normalize(dataset.test.batch(index))
             same += int((found.module(x).argmax(1) == target(x).argmax(1)).sum())
             total += len(x)
-    return same, total
+            norm = max(norm, float(x.flatten(1).norm(dim=1).max()))
+    return _Compared(same, total, norm)
 
 
 def _show(
     out: Output,
     found: Approximation,
     observed: Observed,
-    unchanged: tuple[int, int],
+    compared: _Compared,
     seconds: float,
     file: Path | None,
     size: int | None,
@@ -141,18 +167,22 @@ def _show(
             "vertices": observed.vertices,
             "ascent": observed.ascent,
         },
-        "predictions_unchanged": unchanged[0],
-        "predictions_compared": unchanged[1],
+        "predictions_unchanged": compared.unchanged,
+        "predictions_compared": compared.images,
+        "largest_image_norm": compared.norm,
         "seconds": seconds,
         "file": None if file is None else str(file),
         "file_bytes": size,
     }
     theorem = report.theorem
     rows = [
-        ["Depth", text.count(report.depth), f"theorem: {text.count(theorem.depth)}"],
-        ["Greatest width", text.count(report.width), f"theorem: {text.count(theorem.width)}"],
-        ["Redundancy", text.count(report.redundancy), f"theorem: {theorem.redundancy}"],
-        ["Bits per weight", text.count(report.bits), f"theorem: {theorem.bits}"],
+        ["Depth", text.count(report.depth), f"layers; the theorem's: {text.count(theorem.depth)}"],
+        ["Greatest width", text.count(report.width),
+         f"neurons; the theorem's: {text.count(theorem.width)}"],
+        ["Redundancy", text.count(report.redundancy),
+         f"neurons carry one value; the theorem's: {theorem.redundancy}"],
+        ["Bits per weight", text.count(report.bits),
+         f"after its sign; the theorem's: {theorem.bits}"],
         ["Signs drawn", text.count(report.edges_drawn), f"seed {report.seed}"],
         ["Signs kept", text.count(report.edges_kept),
          f"{100 * report.edges_kept / report.edges_drawn:.3g} % of them"],
@@ -160,10 +190,27 @@ def _show(
         ["Error at most", f"{report.certificate:.4g}", f"for inputs of norm <= {report.radius:g}"],
         ["Largest error seen", f"{observed.largest:.4g}", "random points, vertices, ascent"],
     ]  # fmt: skip
-    if unchanged[1]:
-        share = text.percent(unchanged[0] / unchanged[1], 2)
-        rows.append(["Predictions unchanged", share, f"of {text.count(unchanged[1])} test images"])
+    if compared.images:
+        share = text.percent(compared.unchanged / compared.images, 2)
+        norm = f"of {text.count(compared.images)} test images, of norm <= {compared.norm:.3g}"
+        rows.append(["Predictions unchanged", share, norm])
     if file is not None and size is not None:
         rows.append(["File", text.size(size), str(file)])
     rows.append(["Time", text.duration(seconds), "to find the mask"])
-    out.result(data, table(["", "", ""], rows))
+    out.result(data, _layers(report), table(["", "", ""], rows, left=(0, 2)))
+
+
+def _layers(report: Report) -> Table:
+    """The random layers, those that compute one layer of MODEL in a row."""
+    rows = []
+    for name, group in itertools.groupby(report.layers, key=lambda layer: layer.name):
+        layers = list(group)
+        equal = itertools.groupby(text.count(layer.width) for layer in layers)
+        counts = [(width, len(list(same))) for width, same in equal]
+        widths = [f"{width} ×{count}" if count > 1 else width for width, count in counts]
+        kept = sum(layer.kept for layer in layers)
+        drawn = sum(layer.drawn for layer in layers)
+        rows.append(
+            [name, str(len(layers)), ", ".join(widths), text.count(drawn), text.count(kept)]
+        )
+    return table(["Computes", "Layers", "Widths", "Signs drawn", "Signs kept"], rows)

@@ -1,4 +1,4 @@
-"""`mpt-fast bench`: a packed ticket against its dense twin, in one process."""
+"""`mpt-fast bench`: a packed ticket against its dense twin; `bench cpu`: the whole comparison."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpt_fast.cli import runs
+from mpt_fast.cli import bench_cpu, runs
 from mpt_fast.cli.options import Debug, Json, Seed, Threads, output
-from mpt_fast.cli.output import table
+from mpt_fast.cli.output import Output, table
 from mpt_fast.report import text
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 NAME = "bench"
 EXAMPLE = (
     "Examples: [bold]mpt-fast bench mpt-demo/binary.mpt[/bold] or "
-    "[bold]mpt-fast bench vgg_small --sparsity 0.95 --batch 64 --batch 1[/bold]"
+    "[bold]mpt-fast bench vgg_small --sparsity 0.95 --batch 64 --batch 1[/bold] or "
+    "[bold]mpt-fast bench cpu --mode quick[/bold]"
 )
 
 
@@ -29,21 +30,40 @@ def command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="FILE.mpt|MODEL", help="A packed file, or a model to make a random ticket of."
+            metavar="FILE.mpt|RUN|MODEL|cpu",
+            help="A packed file; a run's folder, for its skip report (all-zero kernels per layer, "
+            "counted and measured acceleration); a model to make a random ticket of; or the word "
+            "cpu.",
         ),
     ],
     batch: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", min=1, help="Images per call; may be repeated.", show_default="512"
+            metavar="N",
+            min=1,
+            help="Images per call; may be repeated.",
+            show_default="512; of cpu by mode",
         ),
     ] = None,
-    sparsity: Annotated[float, typer.Option(metavar="X", help="Of MODEL's random ticket.")] = 0.9,
+    sparsity: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X",
+            help="Of MODEL's random ticket; of cpu it may be repeated.",
+            show_default="0.9; of cpu by mode",
+        ),
+    ] = None,
     activation: Annotated[str, typer.Option(metavar="relu|binary", help="Of MODEL.")] = "binary",
     image: Annotated[str, typer.Option(metavar="CxHxW", help="Input of MODEL.")] = "3x32x32",
     seconds: Annotated[
         float, typer.Option(metavar="S", min=0.1, help="Time to spend on each batch size.")
     ] = 5.0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="quick|standard|full", help="How much of cpu is measured, and for how long."
+        ),
+    ] = "standard",
     seed: Seed = 0,
     threads: Threads = None,
     json: Json = False,
@@ -53,13 +73,28 @@ def command(
 
     Both alternate in one process with equal threads; medians and their spread are printed. Nothing
     is timed before the packed network has given the answers of its float64 reference.
+
+    `bench cpu` does so for single layers and whole networks, binary and float, at several batch
+    sizes and sparsities, on one thread unless --threads says otherwise, and times other engines
+    (torch bf16, torch.compile, ONNX Runtime) beside them where they are installed.
     """
     out = output(context)
+    if target == "cpu":
+        bench_cpu.run(out, mode, threads or 1, batch, sparsity)
+        return
     number = runs.set_threads(threads)
+    amounts = sparsity or [0.9]
+    if len(amounts) > 1:
+        raise typer.BadParameter("repeated only for cpu", param_hint="'--sparsity'")
+    if Path(target).is_dir():
+        _skip(out, Path(target), batch or [512], seconds, number)
+        return
     if runs.is_packed(Path(target)):
         packed, twin, title = _from_file(Path(target), number)
     else:
-        packed, twin, title = _from_model(target, sparsity, activation, _shape(image), seed, number)
+        packed, twin, title = _from_model(
+            target, amounts[0], activation, _shape(image), seed, number
+        )
     _verify(packed, seed)
     rows = []
     with out.progress() as progress:
@@ -85,6 +120,23 @@ def command(
             left=(1, 2),
         ),
     )
+
+
+def _skip(out: Output, run: Path, batches: list[int], seconds: float, threads: int) -> None:
+    """The structured skip report of a run's ticket."""
+    from mpt_fast.data import shape_of
+    from mpt_fast.measure import skip_report
+    from mpt_fast.training import load_run
+
+    folder, which = runs.locate(run)
+    model, recipe = load_run(folder, which)
+    if recipe.dense:
+        raise ValueError(f"{run} is a dense run; the skip report is of a ticket")
+    shape, classes = shape_of(recipe.data, recipe.image_size)
+    twin = recipe.replace(dense=True, compat="none").build(shape, classes).eval()
+    with out.busy("Counting and timing"):
+        report = skip_report(model, twin, shape, batches=batches, threads=threads, seconds=seconds)
+    out.result({"run": str(run), **report.to_dict()}, str(report))
 
 
 def _shape(image: str) -> tuple[int, int, int]:

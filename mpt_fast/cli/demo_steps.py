@@ -102,15 +102,20 @@ def pack(
     recipe: Recipe, result: Result, dataset: Dataset, file: Path, threads: int, shown: Output
 ) -> Ticket:
     """Pack into `file`, reload it, and compare with eager PyTorch in float64."""
-    packed = mpt.pack(result.model.eval(), torch.zeros(1, *dataset.image_shape), threads=threads)
-    images = inputs(dataset)
-    accuracy = float((packed(images).argmax(dim=1) == dataset.test.labels).double().mean())
+    packed = mpt.pack(
+        result.model.eval(),
+        torch.zeros(1, *dataset.image_shape),
+        threads=threads,
+        pixels=(dataset.mean, dataset.std),
+    )
+    pixels = raw(dataset)
+    accuracy = float((packed(pixels).argmax(dim=1) == dataset.test.labels).double().mean())
     packed.save(file, metadata=runs.metadata(recipe, dataset, accuracy))
     model = runs.load_packed(file, threads, shown)
     double = copy.deepcopy(result.model).double()
     with torch.inference_mode():
-        eager = torch.cat([double(part.double()) for part in images.split(256)])
-    differ = model(images.numpy()).argmax(axis=1) != eager.argmax(dim=1).numpy()
+        eager = torch.cat([double(part.double()) for part in inputs(dataset).split(256)])
+    differ = model(pixels.numpy()).argmax(axis=1) != eager.argmax(dim=1).numpy()
     return Ticket(file, model, accuracy, int(differ.sum()))
 
 
@@ -122,10 +127,15 @@ def described(machine: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def inputs(dataset: Dataset, count: int | None = None) -> torch.Tensor:
-    """The first test images as networks are fed them, repeated where `count` exceeds them."""
+def raw(dataset: Dataset, count: int | None = None) -> torch.Tensor:
+    """The first test images as uint8, repeated where `count` exceeds them: what a ticket takes."""
     total = len(dataset.test)
-    return dataset.normalize(dataset.test.batch(torch.arange(count or total) % total))
+    return dataset.test.batch(torch.arange(count or total) % total)
+
+
+def inputs(dataset: Dataset, count: int | None = None) -> torch.Tensor:
+    """The same images normalised: what eager networks are fed."""
+    return dataset.normalize(raw(dataset, count))
 
 
 def speeds(
@@ -137,7 +147,7 @@ def speeds(
 ) -> dict[str, page.Speed]:
     """Seconds per batch of every network, all alternating; twins at PyTorch's best setting."""
     images = inputs(dataset, batch)
-    array = images.numpy()
+    array = raw(dataset, batch).numpy()
     calls: dict[str, tuple[str, Callable[[], object]]] = {}
     for role, ticket in tickets.items():
         twin = baselines(results[page.TWINS[role]].model, images, seconds=seconds / 4).best
@@ -204,7 +214,7 @@ def examples(model: Packed, dataset: Dataset, folder: Path) -> list[page.Example
     """Answers for a few test images, mistakes first; some images are written as PNG to `folder`."""
     from PIL import Image
 
-    chances = pictures.softmax(model(inputs(dataset).numpy()))
+    chances = pictures.softmax(model(raw(dataset).numpy()))
     answers = chances.argmax(axis=1)
     truth = dataset.test.labels.numpy()
     wrong = np.flatnonzero(answers != truth)[: _PICTURES // 4]
@@ -212,10 +222,10 @@ def examples(model: Packed, dataset: Dataset, folder: Path) -> list[page.Example
     spread = right[np.linspace(0, len(right) - 1, _PICTURES - len(wrong)).astype(int)]
     chosen = np.unique(np.concatenate([wrong, spread]))
     chosen = np.concatenate([wrong, np.setdiff1d(chosen, wrong)])
-    raw = dataset.test.batch(torch.from_numpy(chosen)).numpy().transpose(0, 2, 3, 1)
-    raw = raw[..., 0] if raw.shape[3] == 1 else raw
+    shown = dataset.test.batch(torch.from_numpy(chosen)).numpy().transpose(0, 2, 3, 1)
+    shown = shown[..., 0] if shown.shape[3] == 1 else shown
     folder.mkdir(parents=True, exist_ok=True)
-    for pixels, index in list(zip(raw, chosen, strict=True))[-_SAVED:]:
+    for pixels, index in list(zip(shown, chosen, strict=True))[-_SAVED:]:
         Image.fromarray(pixels).save(folder / f"{dataset.classes[truth[index]]}-{index}.png")
     return [
         page.Example(
@@ -224,5 +234,5 @@ def examples(model: Packed, dataset: Dataset, folder: Path) -> list[page.Example
             str(dataset.classes[answers[index]]),
             float(chances[index, answers[index]]),
         )
-        for pixels, index in zip(raw, chosen, strict=True)
+        for pixels, index in zip(shown, chosen, strict=True)
     ]

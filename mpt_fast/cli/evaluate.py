@@ -26,7 +26,11 @@ EXAMPLE = (
 def command(
     context: typer.Context,
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder, a checkpoint in it, or FILE.mpt.")
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, a checkpoint in it, FILE.mpt or seed-only FILE.ticket.",
+        ),
     ],
     best: Annotated[
         bool, typer.Option("--best", help="The best checkpoint of the run, not the last.")
@@ -43,7 +47,7 @@ def command(
     """Measure the test accuracy of RUN: a finished or unfinished training run, or a packed file."""
     import mpt_fast as mpt
     from mpt_fast.data import load
-    from mpt_fast.training import evaluate, load_run
+    from mpt_fast.training import evaluate, load_run, load_seed_ticket
 
     out = output(context)
     runs.set_threads(threads)
@@ -51,6 +55,9 @@ def command(
     if runs.is_packed(run):
         model = packed = mpt.load(run, threads=threads)
         trained_on, image_size = packed.metadata.get("data"), packed.input_shape[-1]
+    elif run.suffix == ".ticket":
+        model, recipe = load_seed_ticket(run)
+        trained_on, image_size = recipe.data, recipe.image_size
     else:
         folder, which = runs.locate(run, "best" if best else None)
         model, recipe = load_run(folder, which)

@@ -1,6 +1,6 @@
 """Image files as network input, with NumPy and Pillow alone.
 
-Pixels become shares of 1, then (pixel - mean) / std per channel, as in training.
+uint8 pixels go to the network as they are: it knows their normalisation.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from mpt_fast.runtime import Pixels
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +27,7 @@ _LARGEST_IDX = 1 << 31
 
 
 def read_images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, Array]]:
-    """Yields (name, float32 [C, H, W] with pixels as shares of 1) for every image in a file.
+    """Yields (name, [C, H, W]: uint8 pixels, or float32 shares of 1) for every image in a file.
 
     `shape` is the network's (C, H, W). Pictures are converted to grey or RGB and resized to it.
     `.npy` holds one image [H, W], [C, H, W] or [H, W, C], or several with one more dimension in
@@ -53,18 +56,22 @@ def read_images(path: Path, shape: tuple[int, int, int]) -> Iterator[tuple[str, 
         yield (f"{path.name}[{index}]" if len(images) > 1 else path.name), image
 
 
-def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """(images - mean) / std per channel, float32; images [N, C, H, W] as shares of 1."""
-    channels = images.shape[1]
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            f"the file's mean and std are for {len(mean)} and {len(std)} channels, its network "
-            f"takes {channels}; pack the network again"
-        )
-    per_channel = (1, channels, 1, 1)
-    shift = np.asarray(mean, dtype=np.float32).reshape(per_channel)
-    scale = np.asarray(std, dtype=np.float32).reshape(per_channel)
-    return (images.astype(np.float32) - shift) / scale
+def network_input(images: Sequence[Array], pixels: Pixels | None, invert: bool = False) -> Array:
+    """What a packed network takes for `images` [C, H, W]: uint8, or float32 where it must be.
+
+    `pixels` None: shares of 1 as they are. `invert` swaps dark and light.
+    """
+    if invert:
+        images = [255 - image if image.dtype == np.uint8 else 1 - image for image in images]
+    if pixels is None:
+        return np.stack([_as_shares(image) for image in images])
+    if all(image.dtype == np.uint8 for image in images):
+        return np.stack(images)
+    return np.stack([pixels.normalize(image) for image in images])
+
+
+def _as_shares(pixels: Array) -> Array:
+    return pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 1)
 
 
 def softmax(logits: Array) -> Array:
@@ -90,7 +97,7 @@ def _read_picture(path: Path, shape: tuple[int, int, int]) -> Array:
         raise ValueError(f"{path}: not a readable picture ({type(error).__name__})") from None
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, dtype=np.float32) / 255
+    pixels = np.asarray(picture)
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -111,12 +118,12 @@ def _read_npy(path: Path, shape: tuple[int, int, int]) -> Array:
             f"{path}: shape {array.shape} does not hold images of {channels} x {height} x {width}; "
             "resize them first"
         )
-    return _shares(path, array.reshape(-1, *shape))
+    return _checked(path, array.reshape(-1, *shape))
 
 
-def _shares(path: Path, pixels: Array) -> Array:
+def _checked(path: Path, pixels: Array) -> Array:
     if pixels.dtype == np.uint8:
-        return pixels.astype(np.float32) / 255
+        return pixels
     if not np.issubdtype(pixels.dtype, np.floating):
         raise ValueError(f"{path}: pixels of {pixels.dtype}; give uint8 0..255 or floats 0..1")
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
@@ -144,5 +151,4 @@ def _read_idx(path: Path, shape: tuple[int, int, int]) -> Array:
             f"{path}: images of 1 x {counts[1]} x {counts[2]}, the network takes "
             f"{' x '.join(map(str, shape))}; give images of that size"
         )
-    pixels = np.frombuffer(content, dtype=np.uint8).reshape(counts[0], *shape)
-    return pixels.astype(np.float32) / 255
+    return np.frombuffer(content, dtype=np.uint8).reshape(counts[0], *shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ def _set_debug(context: typer.Context, value: bool) -> bool:
     output(context).debug |= value
     return value
 
+
+TRAINING = "Training"
+"""The panel of the options that decide how a network is trained, in every command's help."""
 
 Json = Annotated[
     bool,
@@ -59,3 +62,38 @@ DataRoot = Annotated[
         show_default="the usual places",
     ),
 ]
+Epochs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Passes over the data.", rich_help_panel=TRAINING),
+]
+RecipeSeed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Seed of weights, scores, masks and data order.", rich_help_panel=TRAINING
+    ),
+]
+RecipeThreads = Annotated[
+    int | None, typer.Option(metavar="N", help="CPU threads.", rich_help_panel=TRAINING)
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, ...", show_default="cuda if any", rich_help_panel=TRAINING
+    ),
+]
+
+
+def setting_values(items: list[str]) -> dict[str, Any]:
+    """KEY=VALUE texts as a dict; values are read as YAML (0.5, true, [30, 60], null)."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="'--set'")
+        try:
+            values[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise typer.BadParameter(f"{item!r}: value is not YAML", param_hint="'--set'") from None
+    return values

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mpt_fast.cli import runs
 from mpt_fast.cli.options import DataRoot, Debug, Json, Threads, output
-from mpt_fast.cli.output import table
+from mpt_fast.cli.output import Output, table
 from mpt_fast.report import text
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mpt_fast.data import Dataset
+
+_CALIBRATION_IMAGES = 256
+
 NAME = "pack"
-EXAMPLE = "Example: [bold]mpt-fast pack runs/conv4-digits -o ticket.mpt[/bold]"
+EXAMPLE = (
+    "Examples: [bold]mpt-fast pack runs/conv4-digits -o ticket.mpt[/bold] or "
+    "[bold]mpt-fast pack runs/conv4-digits --seed-only -o conv4.ticket[/bold]"
+)
 
 
 def command(
@@ -23,11 +35,25 @@ def command(
     ],
     file: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="FILE.mpt", help="The packed file to write."),
+        typer.Option("-o", "--output", metavar="FILE.mpt", help="The file to write."),
     ],
     best: Annotated[
         bool, typer.Option("--best", help="The best checkpoint of the run, not the last.")
     ] = False,
+    seed_only: Annotated[
+        bool,
+        typer.Option(
+            "--seed-only",
+            help="Write the weights' seed and the masks, no signs: smaller, needs PyTorch to run.",
+        ),
+    ] = False,
+    activations: Annotated[
+        Literal["float", "int8"],
+        typer.Option(
+            help="int8: activations of a float network as 8-bit integers, calibrated on training "
+            "images; faster at large batches, an approximation whose accuracy is printed.",
+        ),
+    ] = "float",
     data_root: DataRoot = None,
     threads: Threads = None,
     json: Json = False,
@@ -48,10 +74,26 @@ def command(
     out = output(context)
     runs.set_threads(threads)
     folder, which = runs.locate(run, "best" if best else None)
+    if seed_only and activations != "float":
+        raise typer.BadParameter("not with --seed-only", param_hint="'--activations'")
+    if seed_only:
+        _seed_only(out, folder, which, file)
+        return
     model, recipe = load_run(folder, which)
     dataset = load(recipe.data, data_root, image_size=recipe.image_size)
+    pack = partial(
+        mpt.pack,
+        model,
+        torch.zeros(1, *dataset.image_shape),
+        threads=threads,
+        pixels=(dataset.mean, dataset.std),
+    )
     with out.busy("Packing and testing"):
-        packed = mpt.pack(model, torch.zeros(1, *dataset.image_shape), threads=threads)
+        if activations == "int8":
+            packed = pack(activations="int8", calibration=_calibration(dataset))
+            in_float = evaluate(pack(), dataset).accuracy
+        else:
+            packed, in_float = pack(), None
         accuracy = evaluate(packed, dataset).accuracy
     packed.save(file, metadata=runs.metadata(recipe, dataset, accuracy))
     report = runtime.size_report(runtime.read_program(file))
@@ -69,14 +111,49 @@ def command(
         ["Weights kept", text.count(report.kept), f"{share} of {text.count(report.weights)}"],
         ["Test accuracy", text.percent(accuracy, 2), f"packed, on {recipe.data}"],
     ]
+    compared = {}
+    if in_float is not None:
+        compared = {"accuracy_float": in_float, "accuracy_difference": accuracy - in_float}
+        rows += [
+            ["With float activations", text.percent(in_float, 2), f"on {recipe.data}"],
+            ["Difference", f"{100 * (accuracy - in_float):+.2f} points", "8-bit minus float"],
+        ]
     out.result(
         {
             "file": str(file),
             **report.to_dict(),
             "accuracy": accuracy,
+            **compared,
             "plan": packed.plan().to_dicts(),
         },
         str(packed.plan()),
         table(["", "", ""], rows, left=(0, 2)),
     )
     out.say(f"Run it: mpt-fast run {file} IMAGES...")
+
+
+def _calibration(dataset: Dataset) -> list[Tensor]:
+    """Training images as the network takes them, spread evenly over the set."""
+    import torch
+
+    count = min(_CALIBRATION_IMAGES, len(dataset.train))
+    chosen = torch.linspace(0, len(dataset.train) - 1, count, dtype=torch.float64).long()
+    return [dataset.train.batch(part) for part in chosen.split(64)]
+
+
+def _seed_only(out: Output, folder: Path, which: runs.Which, file: Path) -> None:
+    from mpt_fast.training import load_seed_ticket, save_seed_ticket
+
+    with out.busy("Writing and reading back"):
+        size = save_seed_ticket(folder, file, which)
+        load_seed_ticket(file)
+    rows = [
+        ["File", text.size(size.file_bytes), str(file)],
+        ["In fp32", text.size(size.fp32_bytes), text.ratio(size.fp32_bytes / size.file_bytes)],
+        ["Entropy of the masks", text.size(size.bound_bytes), "no file of masks can be smaller"],
+        ["Weights kept", text.count(size.kept), f"of {text.count(size.weights)}, signs by seed"],
+    ]
+    out.result(
+        {"file": str(file), **dataclasses.asdict(size)}, table(["", "", ""], rows, left=(0, 2))
+    )
+    out.say(f"Test it: mpt-fast eval {file}")

@@ -68,10 +68,7 @@ def command(
     metadata = model.metadata
     answers: list[dict[str, Any]] = []
     for start in range(0, len(arrays), _BATCH):
-        batch = np.stack(arrays[start : start + _BATCH])
-        batch = 1 - batch if invert else batch
-        if "mean" in metadata:
-            batch = pictures.normalize(batch, metadata["mean"], metadata["std"])
+        batch = pictures.network_input(arrays[start : start + _BATCH], model.pixels, invert)
         chances = pictures.softmax(model(batch).reshape(len(batch), -1))
         classes = metadata.get("classes") or [str(index) for index in range(chances.shape[1])]
         if len(classes) != chances.shape[1]:
@@ -89,8 +86,8 @@ def command(
                     "top": [{"class": classes[i], "confidence": float(chance[i])} for i in best],
                 }
             )
-    if "mean" not in metadata:
-        out.note(f"{file} names no mean and std: pixels are fed as they are, 0..1")
+    if model.pixels is None:
+        out.note(f"{file} does not say how pixels are normalised: they are fed as they are, 0..1")
     out.result(
         {"file": str(file), "images": answers},
         table(

@@ -47,8 +47,6 @@ def metadata(recipe: Recipe, dataset: Dataset, accuracy: float | None) -> dict[s
 
     return {
         "classes": [str(name) for name in dataset.classes],
-        "mean": [float(value) for value in dataset.mean],
-        "std": [float(value) for value in dataset.std],
         "model": recipe.model,
         "data": recipe.data,
         "activation": recipe.activation,
@@ -68,6 +66,7 @@ class ThroughPyTorch:
         self._packed = mpt.load(file, backend="reference")
         self.input_shape = self._packed.input_shape
         self.metadata = self._packed.metadata
+        self.pixels = self._packed.pixels
         self.size_report = self._packed.size_report
 
     def __call__(self, images: NDArray[Any]) -> NDArray[Any]:

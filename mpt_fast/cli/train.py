@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpt_fast.cli.options import DataRoot, Debug, Json, output
+from mpt_fast.cli.options import (
+    TRAINING,
+    DataRoot,
+    Debug,
+    Device,
+    Epochs,
+    Json,
+    RecipeSeed,
+    RecipeThreads,
+    output,
+    setting_values,
+)
 from mpt_fast.cli.output import table
 from mpt_fast.report import text
 
 if TYPE_CHECKING:
+    from mpt_fast.biprop import KeyLine
     from mpt_fast.training import Recipe
 
 NAME = "train"
@@ -20,7 +34,7 @@ EXAMPLE = (
     "--activation binary[/bold]\n\n"
     "A recipe is a YAML file of the same settings: write one with --dump, use it with --recipe."
 )
-_NETWORK, _OPTIMISER, _FILES = "Network and ticket", "Training", "Files"
+_NETWORK, _FILES = "Network and ticket", "Files"
 
 
 def command(
@@ -74,17 +88,14 @@ def command(
         float | None,
         typer.Option(metavar="X", help="Power-propagation; 1 is none.", rich_help_panel=_NETWORK),
     ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Passes over the data.", rich_help_panel=_OPTIMISER),
-    ] = None,
+    epochs: Epochs = None,
     optimizer: Annotated[
         str | None,
         typer.Option(
             metavar="sgd|adam",
             help="Optimiser.",
             show_default="sgd for float, adam for binary activations",
-            rich_help_panel=_OPTIMISER,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     lr: Annotated[
@@ -93,7 +104,7 @@ def command(
             metavar="X",
             help="Learning rate.",
             show_default="0.1 for tickets",
-            rich_help_panel=_OPTIMISER,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     schedule: Annotated[
@@ -101,34 +112,22 @@ def command(
         typer.Option(
             metavar="cosine|multistep|constant",
             help="Course of the learning rate.",
-            rich_help_panel=_OPTIMISER,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images in a step.", rich_help_panel=_OPTIMISER)
+        int | None, typer.Option(metavar="N", help="Images in a step.", rich_help_panel=TRAINING)
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Seed of weights, scores and data order.", rich_help_panel=_OPTIMISER
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads.", rich_help_panel=_OPTIMISER)
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cpu, cuda, cuda:1, ...", show_default="cuda if any", rich_help_panel=_OPTIMISER
-        ),
-    ] = None,
+    seed: RecipeSeed = None,
+    threads: RecipeThreads = None,
+    device: Device = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
             help="Any other setting that --dump shows; may be repeated.",
-            rich_help_panel=_OPTIMISER,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     recipe: Annotated[
@@ -139,6 +138,32 @@ def command(
             rich_help_panel=_FILES,
         ),
     ] = None,
+    biprop_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--biprop-config",
+            metavar="FILE.yml",
+            help="Start from a recipe file of biprop; says what became of every key.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    prune_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--prune-rate",
+            metavar="K",
+            help="With --biprop-config: fraction of the weights KEPT.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Build the network, print recipe and weight counts, and stop. Needs no data.",
+            rich_help_panel=_FILES,
+        ),
+    ] = False,
     dump: Annotated[
         bool,
         typer.Option(
@@ -190,33 +215,81 @@ def command(
         "threads": threads,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
-    overrides |= _settings(settings or [])
+    overrides |= setting_values(settings or [])
     if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
         recipe = str(out / "recipe.yaml")
-    if recipe is None and "model" not in overrides:
-        raise typer.BadParameter("name a model or a --recipe", param_hint="'MODEL'")
-    resolved = _resolve(recipe, overrides)
     shown = output(context)
+    lines: list[KeyLine] = []
+    if biprop_config is not None:
+        if recipe is not None and not resume:
+            raise typer.BadParameter("give it or --recipe, not both", param_hint="'--recipe'")
+        from mpt_fast.biprop import read_config
+
+        config = read_config(biprop_config, prune_rate, **overrides)
+        resolved, lines = config.recipe, list(config.lines)
+        data_root = data_root or config.data_root
+        if not dump and not dry_run:
+            for line in lines:
+                shown.say(str(line))
+    elif prune_rate is not None:
+        raise typer.BadParameter(
+            "is biprop's word for the fraction kept and needs --biprop-config; use --sparsity, "
+            "the fraction pruned",
+            param_hint="'--prune-rate'",
+        )
+    elif recipe is None and "model" not in overrides:
+        raise typer.BadParameter("name a model or a --recipe", param_hint="'MODEL'")
+    else:
+        resolved = _resolve(recipe, overrides)
+    if dry_run:
+        _dry_run(context, resolved, lines)
+        return
     if dump:
         shown.result({"recipe": resolved.to_dict()}, resolved.dump().rstrip("\n"))
         return
     _train(context, resolved, out or _folder(resolved), resume, data_root, device)
 
 
-def _settings(items: list[str]) -> dict[str, Any]:
-    """KEY=VALUE texts as a dict; values are read as YAML (0.5, true, [30, 60], null)."""
-    import yaml
+def _dry_run(context: typer.Context, recipe: Recipe, lines: Sequence[KeyLine]) -> None:
+    """Builds the network on the CPU and prints what would be trained."""
+    from mpt_fast.data import shape_of
+    from mpt_fast.kernels.select_topk.op import kept_count
+    from mpt_fast.selection import realised_sparsity, ticket_layers
 
-    values: dict[str, Any] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="'--set'")
-        try:
-            values[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise typer.BadParameter(f"{item!r}: value is not YAML", param_hint="'--set'") from None
-    return values
+    shape, classes = shape_of(recipe.data, recipe.image_size)
+    model = recipe.build(shape, classes)
+    sizes = [layer.weight.numel() for layer in ticket_layers(model).values()]
+    parts = [sum(sizes)] if recipe.scope == "global" else sizes
+    kept = sum(kept_count(size, recipe.sparsity) for size in parts) if sizes else None
+    start = realised_sparsity(model).kept if sizes else None
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(sizes) or sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    rows = [
+        ["Network", f"{recipe.model}, {recipe.activation}, images {shape}, {classes} classes"],
+        ["Weights", text.count(weights)],
+        ["Kept at the end", text.count(kept)],
+        ["Kept at the start", text.count(start)],
+        ["Values trained", text.count(trained)],
+    ]
+    output(context).result(
+        {
+            "mapping": [dataclasses.asdict(line) for line in lines],
+            "recipe": recipe.to_dict(),
+            "input_shape": list(shape),
+            "classes": classes,
+            "weights": weights,
+            "kept": kept,
+            "kept_at_start": start,
+            "trained": trained,
+        },
+        *([table(["key", "value", "became"], _cells(lines), left=(0, 1, 2))] if lines else []),
+        recipe.dump().rstrip("\n"),
+        table(["", ""], rows, left=(0, 1)),
+    )
+
+
+def _cells(lines: Sequence[KeyLine]) -> list[list[str]]:
+    return [[line.key, str(line.value), line.became] for line in lines]
 
 
 def _resolve(recipe: str | None, overrides: dict[str, Any]) -> Recipe:

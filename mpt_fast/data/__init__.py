@@ -5,7 +5,8 @@ augmented batches. Files are checked before they are believed and never run code
 """
 
 from mpt_fast.data.augment import MODES as AUGMENTATIONS
-from mpt_fast.data.catalog import NAMES, available, load
+from mpt_fast.data.augmix import Mixing
+from mpt_fast.data.catalog import NAMES, available, load, shape_of
 from mpt_fast.data.dataset import (
     DataError,
     Dataset,
@@ -23,9 +24,11 @@ __all__ = [
     "Dataset",
     "Loader",
     "MissingDataError",
+    "Mixing",
     "Split",
     "TensorSplit",
     "available",
     "load",
     "normalize",
+    "shape_of",
 ]

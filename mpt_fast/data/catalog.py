@@ -5,7 +5,7 @@ from pathlib import Path
 from mpt_fast.data import cifar, digits, folder, idx
 from mpt_fast.data.dataset import DataError, Dataset, MissingDataError, TensorSplit
 
-__all__ = ["NAMES", "available", "load"]
+__all__ = ["NAMES", "available", "load", "shape_of"]
 
 NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagefolder")
 
@@ -35,6 +35,21 @@ _HOW_TO_GET = {
     "folder with --data-root",
     "imagefolder": "name a folder with train/<class>/ and val/<class>/ with --data-root",
 }
+
+
+_SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+}
+
+
+def shape_of(name: str, image_size: int = 224) -> tuple[tuple[int, int, int], int]:
+    """((C, H, W), classes) of a data set without its files; of "imagefolder" as ImageNet's."""
+    _check_name(name)
+    return _SHAPES.get(name, ((3, image_size, image_size), 1000))
 
 
 def _places(name: str, root: str | Path | None) -> list[Path]:

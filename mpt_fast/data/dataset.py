@@ -1,11 +1,14 @@
 """What a data set is: two splits of uint8 images with int64 labels, and their normalisation."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mpt_fast.runtime.pixels import scale_and_shift
 
 __all__ = ["DataError", "Dataset", "MissingDataError", "Split", "TensorSplit", "normalize"]
 
@@ -84,6 +87,26 @@ class TensorSplit(Split):
         return TensorSplit(self.images.to(device), self.labels.to(device), self.classes)
 
 
+class _Head(Split):
+    """The first `count` images of a split."""
+
+    def __init__(self, split: Split, count: int) -> None:
+        self._split = split
+        self.labels = split.labels[:count]
+        self.image_shape = split.image_shape
+
+    def batch(self, index: Tensor | Sequence[int]) -> Tensor:
+        return self._split.batch(index)
+
+    def batches(
+        self, indices: Iterable[Tensor], crop_seed: tuple[int, int] | None = None
+    ) -> Iterator[Tensor]:
+        return self._split.batches(indices, crop_seed)
+
+    def to(self, device: torch.device | str) -> "Split":
+        return _Head(self._split.to(device), len(self.labels))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A named data set. `mean` and `std` are per channel, of pixels scaled to [0, 1]."""
@@ -108,6 +131,20 @@ class Dataset:
         if not len(self.mean) == len(self.std) == channels:
             raise DataError(f"{self.name}: mean and std must have {channels} values each")
 
+    def first(self, train_images: int) -> "Dataset":
+        """This data set with only so many of its training images, the first ones; 0 means all.
+
+        Raises DataError if it has fewer.
+        """
+        if train_images == 0:
+            return self
+        if not 0 < train_images <= len(self.train):
+            raise DataError(
+                f"{self.name}: train_images {train_images} is not in [1, {len(self.train)}]; "
+                "0 takes all"
+            )
+        return dataclasses.replace(self, train=_Head(self.train, train_images))
+
     @property
     def num_classes(self) -> int:
         return len(self.classes)
@@ -130,9 +167,9 @@ def normalize(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """uint8 [N, C, H, W] to `dtype`: x * 1/(255 std) - mean/std, one multiply and one add."""
-    scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=dtype, device=images.device)
-    shift = torch.tensor(
-        [-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=images.device
+    scale, shift = (
+        torch.tensor(values, dtype=dtype, device=images.device)
+        for values in scale_and_shift(mean, std)
     )
     out = images.to(dtype, memory_format=memory_format)
     return out.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from mpt_fast.data.augment import MODES, crop_flip, draw
+from mpt_fast.data.augmix import Mixing
 from mpt_fast.data.dataset import DataError, Split, normalize
 
 __all__ = ["Loader"]
 
-_ORDER, _AUGMENT = 0, 1  # what a generator is for: the streams never coincide
+_ORDER, _AUGMENT, _MIX = 0, 1, 2  # what a generator is for: the streams never coincide
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -35,6 +36,8 @@ class Loader:
         mean, std: per channel, for the normalisation (x/255 - mean)/std.
         augment: "none", "flip", "crop" (by up to `pad` pixels over a black border), "crop-flip",
             or "resized-crop-flip" (image folders only). Only training augments.
+        mixing: AugMix or noise after `augment` (None: neither). With its `jsd` the images of a
+            step are three views [3 n, C, H, W], the clean ones first, for the n labels.
         memory_format, dtype: of the images that come out.
 
     Raises:
@@ -52,6 +55,7 @@ class Loader:
         seed: int = 0,
         augment: str = "none",
         pad: int = 4,
+        mixing: Mixing | None = None,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -83,6 +87,7 @@ class Loader:
         self.seed = seed
         self.augment = augment if train else "none"
         self.pad = pad
+        self.mixing = mixing if train else None
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(device)
@@ -113,7 +118,10 @@ class Loader:
         return list(own.split(self._own_size)) if len(own) else []
 
     def epoch(self, epoch: int = 0, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images `dtype` [n, C, H, W], labels int64 [n]) of each step from `start_step` on."""
+        """(images `dtype` [n, C, H, W], labels int64 [n]) of each step from `start_step` on.
+
+        The images are [3 n, C, H, W] where `mixing` gives three views.
+        """
         indices = self._indices(epoch)[start_step:]
         resized = self.augment == "resized-crop-flip"
         crop_seed = (self.seed, epoch) if resized else None
@@ -129,5 +137,8 @@ class Loader:
             )
             if draws is not None:
                 images = crop_flip(images, draws.part(own, self.device), self.pad)
+            if self.mixing is not None:
+                generator = _generator(self.seed, _MIX, epoch, step)
+                images = self.mixing.apply(images, generator, own, self.batch_size)
             images = normalize(images, self.mean, self.std, self.dtype, self.memory_format)
             yield images, self.labels.index_select(0, index.to(self.device))

@@ -1,6 +1,7 @@
 """What a ticket saves, counted and clocked, against what a user would otherwise run."""
 
 from mpt_fast.measure.baseline import Baseline, Baselines, baselines
+from mpt_fast.measure.engines import Engine, engines
 from mpt_fast.measure.machine import machine
 from mpt_fast.measure.rates import (
     AccelerationRate,
@@ -9,20 +10,27 @@ from mpt_fast.measure.rates import (
     count_flops,
     count_macs,
 )
-from mpt_fast.measure.timing import Comparison, Timing, compare, interleave
+from mpt_fast.measure.skip import MeasuredRate, SkipReport, skip_report
+from mpt_fast.measure.timing import Clocked, Comparison, Timing, compare, interleave
 
 __all__ = [
     "AccelerationRate",
     "Baseline",
     "Baselines",
+    "Clocked",
     "Comparison",
+    "Engine",
     "LayerRate",
+    "MeasuredRate",
+    "SkipReport",
     "Timing",
     "acceleration_rate",
     "baselines",
     "compare",
     "count_flops",
     "count_macs",
+    "engines",
     "interleave",
     "machine",
+    "skip_report",
 ]

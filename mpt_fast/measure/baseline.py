@@ -59,19 +59,23 @@ class Baselines:
 
 
 def baselines(
-    model: nn.Module, example: Tensor, *, repeats: int = 7, seconds: float | None = None
+    model: nn.Module,
+    example: Tensor,
+    *,
+    repeats: int = 7,
+    seconds: float | None = None,
+    fold: bool = True,
 ) -> Baselines:
     """Time `model` in eval mode on `example` at PyTorch's eager fp32 settings.
 
     Settings: "NCHW"; "channels_last"; both also with "folded" batch norms, where one directly
     follows a convolution or linear layer (torch.fx). They run by turns with torch's number of
     threads, `repeats` times or for about `seconds` in all. `model` is not changed.
+    fold=False leaves the folded settings out: for a model without batch norms.
 
     example: float32, on the model's device. A setting that cannot be made, or whose result differs
     from the model's by more than 1e-3 of its largest value, is not timed but named in `skipped`.
     """
-    from torch.fx.experimental.optimization import fuse  # slow to import, warns of deprecations
-
     if example.dtype != torch.float32:
         raise ValueError(f"example must be float32, got {example.dtype}; the baseline is fp32")
     plain = copy.deepcopy(model).eval()
@@ -79,10 +83,13 @@ def baselines(
         expected = plain(example)
     networks = {"": plain}
     skipped: dict[str, str] = {}
-    try:
-        networks[", folded"] = fuse(plain)
-    except Exception as error:  # tracing runs the model's own code, which may raise anything
-        skipped["folded"] = f"cannot be traced: {_first_line(error)}"
+    if fold:
+        from torch.fx.experimental.optimization import fuse  # slow to import, warns of deprecations
+
+        try:
+            networks[", folded"] = fuse(plain)
+        except Exception as error:  # tracing runs the model's own code, which may raise anything
+            skipped["folded"] = f"cannot be traced: {first_line(error)}"
     ready = []
     for suffix, network in networks.items():
         for layout, memory_format in FORMATS.items():
@@ -128,5 +135,6 @@ def _synchronizer(device: torch.device) -> Callable[[], object] | None:
     return torch.cuda.synchronize if device.type == "cuda" else None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,5 +1,6 @@
 """Networks that tickets are found in; each a function, and by name through `build`."""
 
+from mpt_fast.models.char_gru import CharGRU
 from mpt_fast.models.layers import DEFAULT_TICKET, Layers, Options
 from mpt_fast.models.plain import (
     ConvOptions,
@@ -11,9 +12,11 @@ from mpt_fast.models.plain import (
     conv8,
     conv_net,
     fc,
+    lenet_300_100,
     vgg_small,
     wide_vgg_small,
 )
+from mpt_fast.models.preactivation import WideResNet, WRNOptions, wrn, wrn10_1, wrn22_2
 from mpt_fast.models.registry import NAMES, build, dense_twin, names, option_names
 from mpt_fast.models.resnet import (
     Plan,
@@ -40,18 +43,23 @@ from mpt_fast.models.resnet import (
     wide_resnet34,
     wide_resnet50,
 )
+from mpt_fast.models.separable import MobileNetV1, mobilenet_v1
 
 __all__ = [
     "DEFAULT_TICKET",
     "NAMES",
+    "CharGRU",
     "ConvOptions",
     "Layers",
+    "MobileNetV1",
     "Options",
     "PlainNet",
     "Plan",
     "ResNet",
     "ResNetOptions",
     "VGGOptions",
+    "WRNOptions",
+    "WideResNet",
     "build",
     "conv2",
     "conv4",
@@ -68,6 +76,8 @@ __all__ = [
     "imagenet_wide_resnet34",
     "imagenet_wide_resnet50",
     "imagenet_wide_resnet101",
+    "lenet_300_100",
+    "mobilenet_v1",
     "names",
     "option_names",
     "resnet18",
@@ -84,4 +94,7 @@ __all__ = [
     "wide_resnet34",
     "wide_resnet50",
     "wide_vgg_small",
+    "wrn",
+    "wrn10_1",
+    "wrn22_2",
 ]

@@ -11,8 +11,8 @@ from typing import Literal, TypedDict, TypeVar, get_args
 import torch
 from torch import nn
 
-from mpt_fast.config import TicketConfig
-from mpt_fast.nn import BinaryActivation, MPTConv2d, MPTLinear, batch_norm
+from mpt_fast.config import Compatibility, TicketConfig
+from mpt_fast.nn import BinaryActivation, MPTConv2d, MPTLinear, SignActivation, batch_norm
 from mpt_fast.selection import EmptiedLayerError, update_masks
 
 Activation = Literal["relu", "binary"]
@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
         ticket, so that nothing but scores is ever trained, "affine" in a dense network.
     image_size: height and width of the images, or one number for both. Networks with a flatten
         head are built for it; those with global average pooling take any size.
+    compat: "biprop" gives a dense network biprop's sign(0) and logits; a ticket's config says it.
     """
 
     activation: Activation
@@ -44,6 +45,7 @@ class Options(TypedDict, total=False):
     config: TicketConfig | None
     bn: Norm | None
     image_size: ImageSize
+    compat: Compatibility
 
 
 class Layers:
@@ -56,6 +58,7 @@ class Layers:
         config: TicketConfig | None = DEFAULT_TICKET,
         bn: Norm | None = None,
         image_size: ImageSize = 32,
+        compat: Compatibility = "none",
     ) -> None:
         if activation not in get_args(Activation):
             raise ValueError(f"activation must be 'relu' or 'binary', got {activation!r}")
@@ -69,11 +72,14 @@ class Layers:
             )
         if bn is not None and bn not in get_args(Norm):
             raise ValueError(f"bn must be 'affine', 'frozen' or None, got {bn!r}")
+        if compat not in get_args(Compatibility):
+            raise ValueError(f"compat must be 'none' or 'biprop', got {compat!r}")
         self.activation = activation
         self.width = width
         self.config = config
         self.bn: Norm = bn or ("affine" if config is None else "frozen")
         self.image_size = _image_size(image_size)
+        self.as_biprop = "biprop" in (compat, config.compat if config else None)
 
     def scaled(self, channels: float) -> int:
         """int(channels * width); ValueError if nothing is left."""
@@ -83,13 +89,24 @@ class Layers:
         return scaled
 
     def conv(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
     ) -> nn.Module:
         """A convolution without bias, padded by kernel_size // 2."""
         padding = kernel_size // 2
         if self.config is not None:
             return MPTConv2d(
-                in_channels, out_channels, kernel_size, stride, padding, config=self.config
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                padding,
+                groups=groups,
+                config=self.config,
             )
         dense = nn.utils.skip_init(
             nn.Conv2d,
@@ -98,17 +115,18 @@ class Layers:
             kernel_size,
             stride,
             padding,
+            groups=groups,
             bias=False,
             device=torch.get_default_device(),
         )
         return _kaiming(dense)
 
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
-        """A linear layer without bias."""
+    def linear(self, in_features: int, out_features: int, bias: bool = False) -> nn.Module:
+        """A linear layer; a bias starts at 0."""
         if self.config is not None:
-            return MPTLinear(in_features, out_features, config=self.config)
+            return MPTLinear(in_features, out_features, bias, config=self.config)
         dense = nn.utils.skip_init(
-            nn.Linear, in_features, out_features, bias=False, device=torch.get_default_device()
+            nn.Linear, in_features, out_features, bias=bias, device=torch.get_default_device()
         )
         return _kaiming(dense)
 
@@ -118,7 +136,9 @@ class Layers:
 
     def act(self) -> nn.Module:
         """The activation between layers."""
-        return BinaryActivation() if self.activation == "binary" else self.relu()
+        if self.activation == "relu":
+            return self.relu()
+        return SignActivation() if self.as_biprop else BinaryActivation()
 
     def relu(self) -> nn.Module:
         """A ReLU whatever the activation; in place in dense networks, where that saves time."""
@@ -160,4 +180,6 @@ def _image_size(size: ImageSize) -> tuple[int, int]:
 
 def _kaiming(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpt_fast.models.layers import Layers, Options, check_count
+from mpt_fast.nn import MaxPool2d
 
 ConvLayout = Literal["plain", "normed"]
 VGGLayout = Literal["plain", "staged", "normed"]
@@ -103,6 +104,19 @@ def fc(
     return layers.finish(PlainNet(nn.Sequential(), head))
 
 
+def lenet_300_100(
+    num_classes: int = 10, in_channels: int = 1, **options: Unpack[Options]
+) -> PlainNet:
+    """LeNet-300-100: the layers of `fc` with biases, linear-act, as RigL trains it on MNIST."""
+    options.setdefault("image_size", 28)
+    layers = Layers(**options)
+    height, width = layers.image_size
+    inputs = check_count("in_channels", in_channels) * height * width
+    widths = [inputs, layers.scaled(300), layers.scaled(100)]
+    head = _linear_stack(layers, widths, num_classes, normed=False, bias=True)
+    return layers.finish(PlainNet(nn.Sequential(), head))
+
+
 def vgg_small(
     num_classes: int = 10,
     in_channels: int = 3,
@@ -180,16 +194,16 @@ def _pool(size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
     """A 2x2 max pool and the size behind it; nothing where a side is 1 already."""
     if min(size) < 2:
         return nn.Identity(), size
-    return nn.MaxPool2d(2), (size[0] // 2, size[1] // 2)
+    return MaxPool2d(2), (size[0] // 2, size[1] // 2)
 
 
 def _linear_stack(
-    layers: Layers, widths: Sequence[int], num_classes: int, normed: bool
+    layers: Layers, widths: Sequence[int], num_classes: int, normed: bool, bias: bool = False
 ) -> nn.Sequential:
     """Linear layers through `widths`, each followed by its activation, and one to the classes."""
     head: list[nn.Module] = []
     for before, after in pairwise(widths):
-        head.append(layers.linear(before, after))
+        head.append(layers.linear(before, after, bias))
         head += [layers.norm(after, dims=1), layers.act()] if normed else [layers.act()]
-    head.append(layers.linear(widths[-1], check_count("num_classes", num_classes)))
+    head.append(layers.linear(widths[-1], check_count("num_classes", num_classes), bias))
     return nn.Sequential(*head)

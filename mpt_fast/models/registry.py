@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from mpt_fast.models import plain, resnet
+from mpt_fast.models import plain, preactivation, resnet, separable
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     builder.__name__: builder
@@ -17,6 +17,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
         plain.conv6,
         plain.conv8,
         plain.fc,
+        plain.lenet_300_100,
         plain.vgg_small,
         plain.wide_vgg_small,
         resnet.resnet18,
@@ -39,6 +40,9 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
         resnet.imagenet_wide_resnet34,
         resnet.imagenet_wide_resnet50,
         resnet.imagenet_wide_resnet101,
+        preactivation.wrn10_1,
+        preactivation.wrn22_2,
+        separable.mobilenet_v1,
     )
 }
 

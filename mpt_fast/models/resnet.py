@@ -1,7 +1,8 @@
 """Residual networks: CIFAR and ImageNet, plain, wide and bottleneck, one definition.
 
 All end in global average pooling and a linear layer. That corrects ResNet-20/32/44/56/110, whose
-original pools 8x8 maps by 4 and returns 40 logits for 10 classes.
+original pools 8x8 maps by 4 and returns 40 logits for 10 classes; TicketConfig(compat="biprop")
+builds them so, logit 4 c + position for class c, and class y of the labels is read from logit y.
 """
 
 from dataclasses import dataclass
@@ -11,16 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from mpt_fast.models.layers import Layers, Options, check_count
+from mpt_fast.nn import MaxPool2d
+
+V2 = bool | Literal["twice"]
 
 
 class ResNetOptions(Options, total=False):
     """Options, and v2: batch norm after the addition instead of before it.
 
-    v1 is conv-bn-act-conv-bn, plus shortcut, act; v2 conv-bn-act-conv, plus shortcut, bn, act. A
-    projection shortcut is a 1x1 convolution with batch norm in both.
+    v1 is conv-bn-act-conv-bn, plus shortcut, act; v2 conv-bn-act-conv, plus shortcut, bn, act;
+    "twice" has batch norm before and after the addition, as some of biprop's ImageNet networks: the
+    same one in basic blocks, one more in bottlenecks. A projection shortcut is a 1x1 convolution
+    with batch norm in all of them.
     """
 
-    v2: bool
+    v2: V2
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Residual(nn.Module):
     """What both blocks share: the branch's end, the shortcut, the addition and what follows it."""
 
     def __init__(
-        self, layers: Layers, in_channels: int, out_channels: int, stride: int, v2: bool
+        self, layers: Layers, in_channels: int, out_channels: int, stride: int, v2: V2
     ) -> None:
         super().__init__()
         self.v2 = v2
@@ -74,7 +80,7 @@ class BasicBlock(Residual):
         planes: int,
         inner: int,
         stride: int,
-        v2: bool,
+        v2: V2,
     ) -> None:
         super().__init__(layers, in_channels, planes, stride, v2)
         self.conv1 = layers.conv(in_channels, inner, 3, stride)
@@ -86,6 +92,8 @@ class BasicBlock(Residual):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.conv2(self.act1(self.bn1(self.conv1(x))))
+        if self.v2 == "twice":
+            branch = self.bn2(branch)
         return self.join(branch, x, self.bn2, self.act2)
 
 
@@ -101,7 +109,7 @@ class Bottleneck(Residual):
         planes: int,
         inner: int,
         stride: int,
-        v2: bool,
+        v2: V2,
     ) -> None:
         channels = planes * self.expansion
         super().__init__(layers, in_channels, channels, stride, v2)
@@ -114,11 +122,15 @@ class Bottleneck(Residual):
         self.conv3 = layers.conv(inner, channels, 1)
         self.bn3 = layers.norm(channels)
         self.act3 = layers.act()
+        if v2 == "twice":
+            self.bn4 = layers.norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
-        out = self.act2(self.bn2(self.conv2(out)))
-        return self.join(self.conv3(out), x, self.bn3, self.act3)
+        out = self.conv3(self.act2(self.bn2(self.conv2(out))))
+        if self.v2 == "twice":
+            return self.join(self.bn3(out), x, self.bn4, self.act3)
+        return self.join(out, x, self.bn3, self.act3)
 
 
 class ResNet(nn.Module):
@@ -129,15 +141,17 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, layers: Layers, plan: Plan, num_classes: int, in_channels: int, v2: bool = False
+        self, layers: Layers, plan: Plan, num_classes: int, in_channels: int, v2: V2 = False
     ) -> None:
         super().__init__()
+        if v2 not in (False, True, "twice"):
+            raise ValueError(f"v2 must be False, True or 'twice', got {v2!r}")
         block = BasicBlock if plan.block == "basic" else Bottleneck
         before = layers.scaled(plan.planes[0])
         self.v2 = v2
         if plan.stem == "imagenet":
             self.conv1 = layers.conv(check_count("in_channels", in_channels), before, 7, 2)
-            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+            self.maxpool: nn.Module = MaxPool2d(3, stride=2, padding=1)
         else:
             self.conv1 = layers.conv(check_count("in_channels", in_channels), before, 3)
             self.maxpool = nn.Identity()
@@ -153,17 +167,23 @@ class ResNet(nn.Module):
                 stage.append(block(layers, before, channels, inner, stride, v2))
                 before = channels * block.expansion
             stages.append(nn.Sequential(*stage))
+        pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         if len(stages) == 3:
             stages.append(nn.Identity())
+            if layers.as_biprop:
+                pool = nn.AvgPool2d(4)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = pool
         self.fc = layers.linear(before, check_count("num_classes", num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         x = self.bn1(self.maxpool(x)) if self.v2 else self.maxpool(self.bn1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.act1(x)))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        x = self.avgpool(x)
+        if isinstance(self.avgpool, nn.AvgPool2d):  # logits of all positions, position fastest
+            return self.fc(x.flatten(2).transpose(1, 2)).transpose(1, 2).flatten(1)
+        return self.fc(torch.flatten(x, 1))
 
 
 def resnet(
@@ -171,7 +191,7 @@ def resnet(
     num_classes: int = 10,
     in_channels: int = 3,
     *,
-    v2: bool = False,
+    v2: V2 = False,
     **options: Unpack[Options],
 ) -> ResNet:
     """The residual network of a `Plan`. Any image size will do; `image_size` is only checked."""
@@ -339,14 +359,17 @@ def imagenet_resnet101(
 
 
 def imagenet_wide_resnet50(
-    num_classes: int = 1000, in_channels: int = 3, **options: Unpack[ResNetOptions]
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    widen: float = 1.0,
+    **options: Unpack[ResNetOptions],
 ) -> ResNet:
-    """ImageNet WideResNet-50-2: 3x3 convolutions twice as wide.
+    """ImageNet WideResNet-50-2: 3x3 convolutions twice as wide; `widen` as in `wide_planes`.
 
     68 814 016 weights at the defaults.
     """
     options.setdefault("image_size", 224)
-    return resnet(four_stages(50, "imagenet", base_width=128), num_classes, in_channels, **options)
+    return resnet(four_stages(50, "imagenet", widen, 128), num_classes, in_channels, **options)
 
 
 def imagenet_wide_resnet101(

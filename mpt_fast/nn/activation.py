@@ -1,4 +1,4 @@
-"""The binary activation as a module."""
+"""The binary activations as modules."""
 
 from torch import Tensor, nn
 
@@ -10,3 +10,15 @@ class BinaryActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return binary_activation(x)
+
+
+class SignActivation(nn.Module):
+    """torch.sign, so that 0 stays 0, with BinaryActivation's gradient: biprop's activation.
+
+    Ternary where an input is exactly 0: networks with it run packed only as far as the packer can
+    show that no input is 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # binary_activation differs from the sign at 0 only, where both have slope 2
+        return binary_activation(x) - (x.detach() == 0).to(x.dtype)

@@ -90,6 +90,9 @@ class MPTConv2d(TicketLayer):
         return (left, columns - left, top, rows - top)
 
     def forward(self, x: Tensor) -> Tensor:
+        by_kept = self._by_kept(x)
+        if by_kept is not None:
+            return by_kept
         code, gain, kept = self._selected()
         left, right, top, bottom = self.padding_sides
         padding = (top, left)

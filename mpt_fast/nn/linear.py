@@ -36,6 +36,9 @@ class MPTLinear(TicketLayer):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        by_kept = self._by_kept(x)
+        if by_kept is not None:
+            return by_kept
         code, gain, kept = self._selected()
         out = masked_linear(x, self.weight, self.scores, code, gain, self.config.power, kept)
         return out if self.bias is None else out + self.bias.to(out.dtype)

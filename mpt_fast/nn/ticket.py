@@ -10,7 +10,7 @@ buffers `code` (int8 sign(W) * M), `_gain` and `kept`, rebuilt when a state dict
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,28 @@ from mpt_fast.kernels.select_topk import (
 from mpt_fast.nn.init import init_scores_, init_weight_
 
 
+class KeptOnly(Protocol):
+    """Another way to run a layer's forward, such as by its kept entries only."""
+
+    def current(self, layer: "TicketLayer") -> bool:
+        """Whether it belongs to the layer's present mask."""
+
+    def serves(self, layer: "TicketLayer", x: Tensor) -> bool:
+        """Whether it can run this input with the layer's result."""
+
+    def __call__(self, layer: "TicketLayer", x: Tensor) -> Tensor:
+        """The layer's output."""
+
+
 class TicketLayer(nn.Module):
     """Base of MPTConv2d and MPTLinear: weight, scores, selection, fine-tuning switch, state.
 
     config.scope "layer": every forward selects anew. "global": `mpt_fast.update_masks(model)`
     selects over the whole model, the forward uses what it stored; a new layer starts with a
     layerwise mask. `label` is what errors call the layer: its qualified name once `update_masks`,
-    `set_sparsity` or `convert` has seen the model.
+    `set_sparsity` or `convert` has seen the model. `kept_only`, where it is set, keeps the
+    mask it was made for in training mode, and runs the forward of inputs it serves
+    (`mpt_fast.sparse.RigLTickets`).
     """
 
     threshold: Tensor
@@ -56,6 +71,7 @@ class TicketLayer(nn.Module):
             raise TypeError(f"config must be a TicketConfig, got {type(config).__name__}")
         self.label = ""
         self.finetuning = False
+        self.kept_only: KeptOnly | None = None
         self.threshold_fixed = False
         weight = torch.empty(shape, device=device, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -125,7 +141,7 @@ class TicketLayer(nn.Module):
         return mask
 
     def gain(self) -> Tensor:
-        """0-dim float32: mean of abs(W) over the mask, rounded once."""
+        """0-dim float32: mean of abs(W) over the mask, rounded once (config.compat may differ)."""
         self._refresh()
         return self._gain.clone()
 
@@ -163,12 +179,21 @@ class TicketLayer(nn.Module):
 
     def _selected(self) -> tuple[Tensor, Tensor, Tensor]:
         """(code, gain, kept) that this forward pass uses."""
-        if not self._selects_itself():
+        other = self.kept_only
+        fixed = self.training and other is not None and other.current(self)
+        if fixed or not self._selects_itself():
             return self.code, self._gain, self.kept
-        selection = self._select()
+        selection = self._divided(self._select())
         gains = layer_gains(selection, [self.name])
         self.adopt(selection, gains)
         return selection.codes[0], gains[0], selection.kept[0]
+
+    def _by_kept(self, x: Tensor) -> Tensor | None:
+        """The output by `kept_only`; None where the layer runs as ever."""
+        other = self.kept_only
+        if other is None or not self.training or not other.serves(self, x):
+            return None
+        return other(self, x)
 
     def _selects_itself(self) -> bool:
         return self.finetuning or self.config.scope == "layer"
@@ -178,7 +203,15 @@ class TicketLayer(nn.Module):
             self._store(self._select())
 
     def _store(self, selection: Selection) -> None:
+        selection = self._divided(selection)
         self.adopt(selection, layer_gains(selection, [self.name]))
+
+    def _divided(self, selection: Selection) -> Selection:
+        """The selection with the number that the gain divides by as its `kept`."""
+        if self.config.compat != "biprop" or self.config.scope != "layer":
+            return selection
+        nominal = int(self.config.density * self.weight.numel())
+        return selection._replace(kept=torch.full_like(selection.kept, nominal))
 
     def _select(self) -> Selection:
         if self.finetuning or self.threshold_fixed:

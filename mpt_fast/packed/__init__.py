@@ -20,17 +20,14 @@ rounding (relative 1e-16) can be decided otherwise. Other real values are comput
 
 from mpt_fast.packed.graph import PackError
 from mpt_fast.packed.model import PackedModel, load, pack
-from mpt_fast.packed.plan import Choice, Plan, Planner, PlanStep, RulePlanner
+from mpt_fast.packed.plan import Plan, PlanStep
 from mpt_fast.packed.reference import run_reference
 
 __all__ = [
-    "Choice",
     "PackError",
     "PackedModel",
     "Plan",
     "PlanStep",
-    "Planner",
-    "RulePlanner",
     "load",
     "pack",
     "run_reference",

@@ -1,7 +1,7 @@
 """PackedModel: a packed network as an nn.Module; `pack` makes one, `load` reads one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,19 +10,28 @@ from torch import Tensor, nn
 
 from mpt_fast import runtime
 from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels.pack_bits.reference import WORD_BITS
 from mpt_fast.packed.graph import InputNode, Node, PackError, Ref
-from mpt_fast.packed.plan import Plan, PlanStep, RulePlanner, program_rows
+from mpt_fast.packed.plan import Plan, PlanStep, device_rows, engine_rows, reference_rows
+from mpt_fast.packed.quantize import quantize
 from mpt_fast.packed.reference import run_reference
-from mpt_fast.packed.segments import EngineStage, Stage, stages
+from mpt_fast.packed.segments import EngineStage, Stage, TorchStage, stages
 from mpt_fast.packed.trace import trace
-from mpt_fast.runtime import Model, Program, SizeReport
+from mpt_fast.runtime import Model, PixelError, Pixels, Program, SizeReport
+from mpt_fast.runtime.model import check_dtype
 
 
 class PackedModel(nn.Module):
-    """A packed network: packed(x) with x float32 or float64 [N, *input_shape] on the CPU.
+    """A packed network: packed(x) with x float32, float64 or uint8 [N, *input_shape].
 
-    The result is float32 [N, *output_shape], as the eager model in float64 would give it. It has
-    no parameters and no gradient. Made by `pack` or `load`.
+    x is on the CPU, or with backend="triton" on a GPU, where the first call of a batch size
+    captures the whole network as a CUDA graph and an image with NaN or infinity gives NaN instead
+    of an error, which would wait for the device. `to` and its kin drop the graphs.
+
+    uint8 images are pixels 0..255, normalised by `pixels` where the network was packed with them.
+    The result is float32 [N, *output_shape], as the eager model in float64 would give it, or near
+    that where it was packed with 8-bit activations. It has no parameters and no gradient. Made by
+    `pack` or `load`.
     """
 
     def __init__(
@@ -33,17 +42,21 @@ class PackedModel(nn.Module):
         input_shape: tuple[int, ...],
         backend: str | None = None,
         threads: int | None = None,
+        pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise PackError(f"threads={threads!r} is not a positive number")
-        self.backend = backends.choose("packed model", backend, "cpu", ("cpu", "reference"))
+        self.backend = _choose(backend, stages)
         self.threads = threads
+        self.pixels = pixels
         self.input_shape = input_shape
         self.output_shape: tuple[int, ...] = output.view or ()
         self._stages = stages
         self._source = source
         self._output = output.node
+        self._on_devices: dict[torch.device, Callable[[Tensor], Tensor]] = {}
+        self._last_images: int | None = None
         self._engines = {
             stage: Model(stage.program)
             for stage in stages
@@ -52,8 +65,13 @@ class PackedModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
+        _check_images(x, self.input_shape, self.pixels, self.backend)
         batch = x.shape[0]
+        if self.backend == "triton":
+            return self._on_device(x.detach())
+        if x.dtype == torch.uint8 and not (len(self._stages) == len(self._engines) == 1):
+            assert self.pixels is not None
+            x = torch.from_numpy(self.pixels.normalize(x.numpy()))
         values: dict[Node, object] = {self._source: x.detach()}
         for stage in self._stages:
             if isinstance(stage, EngineStage):
@@ -73,22 +91,31 @@ class PackedModel(nn.Module):
     def _run(self, stage: EngineStage, x: object, batch: int) -> Tensor:
         assert isinstance(x, Tensor)
         program = stage.program
-        x = x if x.is_floating_point() else x.float()  # a comparison that ran in PyTorch
+        if x.dtype == torch.bool:  # a comparison that ran in PyTorch
+            x = x.float()
         if stage not in self._engines:
             return run_reference(program, x.reshape(batch, *program.input))
         x = x.contiguous().reshape(batch, *program.input_shape)
         threads = self.threads or torch.get_num_threads()
         return torch.from_numpy(self._engines[stage].run(x.numpy(), threads))
 
-    def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-            what = f"a {x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
-            raise runtime.InputError(f"input is {what}; give a float32 or float64 tensor")
-        if x.device.type != "cpu":
-            raise runtime.InputError(f"input is on {x.device}; a packed model runs on the CPU")
-        runtime.check_shape(tuple(x.shape), self.input_shape)
-        if not torch.isfinite(x).all():
-            raise runtime.InputError("input has NaN or infinite values; clean it before the call")
+    def _on_device(self, x: Tensor) -> Tensor:
+        """The Triton executor of x's device; on the CPU in the interpreter, without graphs."""
+        batch = x.shape[0]
+        if not batch:
+            return x.new_zeros((0, *self.output_shape), dtype=torch.float32)
+        if x.device not in self._on_devices:
+            from mpt_fast.packed.gpu.executor import DeviceProgram
+            from mpt_fast.packed.gpu.graphs import Captured, Graphs
+
+            run = DeviceProgram(self.program, x.device)
+            self._on_devices[x.device] = Graphs(run, Captured) if x.is_cuda else run
+        self._last_images = batch
+        return self._on_devices[x.device](x.reshape(batch, *self.program.input))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModel":
+        self._on_devices.clear()
+        return super()._apply(fn, recurse)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -99,42 +126,53 @@ class PackedModel(nn.Module):
     @property
     def program(self) -> Program:
         """The whole network as one program; PackError naming what runs in PyTorch, if anything."""
-        unsupported = self.plan().unsupported
-        if unsupported or len(self._stages) != 1:
-            names = ", ".join(f"{step.layer} ({step.operations})" for step in unsupported)
-            raise PackError(
-                f"{names} runs in PyTorch and fits in no file; replace it and pack again"
-            )
-        stage = self._stages[0]
-        assert isinstance(stage, EngineStage)
+        stage = _whole(self._stages, "it fits in no file: replace it and pack again")
         return stage.program
 
-    def plan(self) -> Plan:
-        """What runs where and why, one row per step."""
+    def plan(self, batch: int | None = None) -> Plan:
+        """What runs where and why, one row per step, with predicted and measured times.
+
+        `batch`: images per call; None means the last call's, or one full block of lanes. The first
+        plan of the C++ engine on a machine fits its cost model, which takes about a second and is
+        then kept (MPT_FAST_CACHE: see CONTRIBUTING.md). With backend="triton" a row says which
+        route the cost table chose and where its times come from (`packed.gpu.routes`).
+        """
+        if batch is not None and batch < 1:
+            raise PackError(f"batch={batch} is not a positive number")
         rows: list[PlanStep] = []
+        if self.backend == "triton":
+            batch = batch or self._last_images or WORD_BITS
+            return Plan(tuple(device_rows(self.program, batch)), "triton", "CUDA", batch, 1)
         isa = "float64"
+        engines = [engine.compiled("f32") for engine in self._engines.values()]
+        threads = self.threads or torch.get_num_threads()
+        if batch is None:
+            runs = [engine.last_run.images for engine in engines if engine.last_run]
+            batch = runs[0] if runs else max((engine.lanes for engine in engines), default=1)
         for stage in self._stages:
             if isinstance(stage, EngineStage):
-                lanes = 1
                 if stage in self._engines:
-                    compiled = self._engines[stage].compiled("f32")
-                    lanes, isa = compiled.lanes, compiled.isa
-                rows += program_rows(stage.program, RulePlanner(self.backend, lanes))
+                    rows += engine_rows(self._engines[stage], batch, threads)
+                    isa = self._engines[stage].compiled("f32").isa
+                else:
+                    rows += reference_rows(stage.program)
             elif not stage.node.bookkeeping:
-                rows.append(
-                    PlanStep(
-                        layer=stage.node.name,
-                        operations=stage.node.operation,
-                        kernel="pytorch",
-                        lanes=1,
-                        kept=None,
-                        density=None,
-                        kind="f64" if stage.dtype == torch.float64 else "f32",
-                        output=stage.node.shape,
-                        why=stage.node.reason,
-                    )
-                )
-        return Plan(tuple(rows), self.backend, isa)
+                rows.append(self._torch_row(stage))
+        return Plan(tuple(rows), self.backend, isa, batch, threads)
+
+    @staticmethod
+    def _torch_row(stage: TorchStage) -> PlanStep:
+        return PlanStep(
+            layer=stage.node.name,
+            operations=stage.node.operation,
+            kernel="pytorch",
+            lanes=1,
+            kept=None,
+            density=None,
+            kind="f64" if stage.dtype == torch.float64 else "f32",
+            output=stage.node.shape,
+            why=stage.node.reason,
+        )
 
     def size_report(self) -> SizeReport:
         """Bytes of the file that `save` would write; PackError where it would refuse."""
@@ -156,8 +194,28 @@ class PackedModel(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"input={list(self.input_shape)}, output={list(self.output_shape)}, "
-            f"backend={self.backend!r}, steps={len(self.plan().steps)}"
+            f"backend={self.backend!r}, stages={len(self._stages)}"
         )
+
+
+def _choose(backend: str | None, stages: Sequence[Stage]) -> str:
+    """The backend; PackError where Triton cannot take the whole network."""
+    if backend != "triton":
+        return backends.choose("packed model", backend, "cpu", ("cpu", "reference"))
+    if not backends.triton_available():
+        raise backends.BackendError(
+            "packed model: backend 'triton' needs a GPU and the triton package"
+        )
+    parts = [s.node.name for s in stages if isinstance(s, TorchStage) and not s.node.bookkeeping]
+    if parts or len(stages) != 1:
+        raise PackError(
+            f"{', '.join(parts) or 'a part'} runs in PyTorch on the CPU, which backend 'triton' "
+            "cannot; use backend='cpu'"
+        )
+    (stage,) = (s for s in stages if isinstance(s, EngineStage))
+    if any(value.kind in ("u8", "i8", "i16") for value in stage.program.values()):
+        raise PackError("8-bit activations run on the C++ engine only; use backend='cpu'")
+    return backend
 
 
 @torch.no_grad()
@@ -166,22 +224,122 @@ def pack(
     example_input: Tensor,
     backend: str | None = None,
     threads: int | None = None,
+    pixels: tuple[Sequence[float], Sequence[float]] | None = None,
+    activations: str = "float",
+    calibration: Tensor | Iterable[Tensor] | None = None,
 ) -> PackedModel:
     """Packs a trained network: what it keeps as bits, what it computes as one program.
 
     `model`: any nn.Module that torch.fx can trace; tickets, and ordinary nn.Conv2d / nn.Linear
     whose weights are per output channel {-a, 0, +a} or have zeros. It is read in eval mode and
     left alone. `example_input` float [N, ...]: the packed network takes any number of such images.
-    `backend`: None (the C++ engine where it is built, else the reference), "cpu" or "reference".
+    `backend`: None (the C++ engine where it is built, else the reference), "cpu", "reference" or
+    "triton": the whole network on a GPU (`mpt_fast.packed.gpu`). It is checked in Triton's
+    interpreter and not yet measured on a device, so None never chooses it; it takes no network of
+    which a part runs in PyTorch.
     `threads`: None means torch.get_num_threads() at each call.
+    `pixels`: (mean, std) per channel of pixels scaled to [0, 1], with which the network was
+    trained; then the packed network also takes uint8 images, as (u/255 - mean)/std in float32
+    (`runtime.Pixels`), with the decisions of the eager network on those.
+
+    `activations`: "float", or "int8": the activations between the layers of a float network become
+    8-bit integers and the result an approximation, faster at large batches (`packed.quantize`).
+    `calibration`: for "int8", images [N, ...] as the packed network takes them, or a list of such
+    batches; a few hundred of the training set are enough. Compare the accuracy of both.
 
     What the engine has no step for runs in PyTorch and is named in `plan()`. Raises PackError, in
-    one line, for a model that cannot be traced, run on the example, or has NaN parameters.
+    one line, for a model that cannot be traced, run on the example, or has NaN parameters; and for
+    "int8" without calibration, with binary activations, with weights that are not one gain per
+    channel times -1, 0 or +1, or with a part that runs in PyTorch.
     """
     if not isinstance(model, nn.Module):
         raise PackError(f"pack takes an nn.Module, not {type(model).__name__}")
+    known = None if pixels is None else _pixels(pixels)
+    if activations not in ("float", "int8"):
+        raise PackError(f"activations={activations!r} is neither 'float' nor 'int8'")
+    if (activations == "int8") != (calibration is not None):
+        raise PackError(
+            "activations='int8' needs calibration images"
+            if calibration is None
+            else "calibration is for activations='int8' only"
+        )
     graph = trace(model, example_input)
-    return PackedModel(stages(graph), graph.input, graph.output, graph.input_view, backend, threads)
+    if known is not None and known.channels != graph.input.shape[0]:
+        raise PackError(
+            f"pixels has {known.channels} channels, the network takes {graph.input.shape[0]}"
+        )
+    parts = stages(graph)
+    for part in parts:
+        if isinstance(part, EngineStage) and part.source is graph.input:
+            part.program = replace(part.program, pixels=known)
+
+    if calibration is not None:
+        stage = _whole(parts, "8-bit activations need the engine for every layer; replace it")
+        batches = _calibration(calibration, graph.input_view, known)
+        stage.program = quantize(stage.program, batches)
+    return PackedModel(parts, graph.input, graph.output, graph.input_view, backend, threads, known)
+
+
+def _whole(parts: Sequence[Stage], remedy: str) -> EngineStage:
+    """The only stage; PackError naming what runs in PyTorch, if anything."""
+    unsupported = [
+        part.node for part in parts if isinstance(part, TorchStage) and not part.node.bookkeeping
+    ]
+    if unsupported or len(parts) != 1:
+        names = ", ".join(f"{node.name} ({node.operation})" for node in unsupported)
+        raise PackError(f"{names} runs in PyTorch; {remedy}")
+    stage = parts[0]
+    assert isinstance(stage, EngineStage)
+    return stage
+
+
+def _check_images(
+    x: Tensor, shape: tuple[int, ...], pixels: Pixels | None, backend: str = "cpu"
+) -> None:
+    """Raises InputError unless `x` is a batch that a network of these takes."""
+    check_dtype(x, isinstance(x, Tensor), "tensor", pixels)
+    if backend == "triton":
+        if not (x.is_cuda or backends.interpreted()):
+            raise runtime.InputError(
+                f"input is on {x.device}; backend 'triton' runs on a GPU: x.cuda()"
+            )
+    elif x.device.type != "cpu":
+        raise runtime.InputError(
+            f"input is on {x.device}; a packed model runs on the CPU, or on a GPU where it was "
+            "packed with backend='triton'"
+        )
+    runtime.check_shape(tuple(x.shape), shape)
+    if x.is_cuda:  # the executor marks such images in the result
+        return
+    # A finite sum says at once that every entry is.
+    if x.dtype != torch.uint8 and not (x.sum().isfinite() or x.isfinite().all()):
+        raise runtime.InputError("input has NaN or infinite values; clean it before the call")
+
+
+def _calibration(
+    images: Tensor | Iterable[Tensor], shape: tuple[int, ...], pixels: Pixels | None
+) -> Iterator[Tensor]:
+    """Batches of float images, checked as those of a call are."""
+    for batch in [images] if isinstance(images, Tensor) else images:
+        try:
+            _check_images(batch, shape, pixels)
+        except runtime.InputError as error:
+            raise PackError(f"calibration: {error}") from None
+        if batch.dtype == torch.uint8:
+            assert pixels is not None
+            batch = torch.from_numpy(pixels.normalize(batch.numpy()))
+        yield batch
+
+
+def _pixels(pixels: Any) -> Pixels:
+    try:
+        mean, std = pixels
+    except (TypeError, ValueError):
+        raise PackError("pixels is not a pair (mean, std) of numbers per channel") from None
+    try:
+        return Pixels(mean, std)
+    except PixelError as error:
+        raise PackError(str(error)) from None
 
 
 def load(
@@ -193,4 +351,6 @@ def load(
     target = Node("output", program.values()[program.output].shape)
     stage = EngineStage(program, source, target)
     output = Ref(target, program.output_shape)
-    return PackedModel([stage], source, output, program.input_shape, backend, threads)
+    return PackedModel(
+        [stage], source, output, program.input_shape, backend, threads, program.pixels
+    )

@@ -1,68 +1,19 @@
-"""What runs where: one row per step, with the kernel, its lanes and the reason.
+"""What runs where: one row per step, with the kernel, its lanes, predicted and measured time."""
 
-A Planner says which kernel a step runs on. `RulePlanner` knows the one kernel per kind of step
-that the engine has today; a planner with a cost model fitted on the machine has the same face.
-"""
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
-
-from mpt_fast.runtime.program import (
-    Combine,
-    Conv,
-    ConvAffine,
-    ConvSign,
-    Flatten,
-    Program,
-    Step,
-    Taps,
-    Value,
-)
-
-
-class Choice(NamedTuple):
-    """A kernel, the images it computes side by side, and why it was chosen."""
-
-    kernel: str
-    lanes: int
-    why: str
-
-
-class Planner(Protocol):
-    """Chooses the kernel of a step from its sources and result."""
-
-    def choose(self, step: Step, sources: Sequence[Value], result: Value) -> Choice:
-        """The choice for one step."""
-        ...
-
-
-@dataclass(frozen=True)
-class RulePlanner:
-    """One kernel per kind of step, by the kinds of its values."""
-
-    backend: str
-    lanes: int
-
-    def choose(self, step: Step, sources: Sequence[Value], result: Value) -> Choice:
-        """The kernel the backend runs `step` on."""
-        if self.backend == "reference":
-            return Choice("reference", 1, "ground truth in float64")
-        if isinstance(step, Conv | ConvSign | ConvAffine):
-            if sources[0].kind == "bits":
-                return Choice("bit-sliced", self.lanes, "+-1 inputs and taps: counts bits")
-            taps = "+-1 taps add and subtract" if step.taps.binary else "float taps multiply"
-            return Choice("sparse", self.lanes, f"{sources[0].kind} inputs: {taps}")
-        if isinstance(step, Flatten):
-            return Choice("free", self.lanes, "lanes are images, so nothing moves")
-        if isinstance(step, Combine):
-            return Choice("elementwise", self.lanes, f"joins or converts to {result.kind}")
-        return Choice("pool", self.lanes, f"window over {sources[0].kind}")
+from mpt_fast.packed.gpu.routes import choices, lanes
+from mpt_fast.runtime import Model, Program, calibration, planner
+from mpt_fast.runtime.program import Taps
 
 
 @dataclass(frozen=True)
 class PlanStep:
-    """One row of a plan. `kept` and `density` are None for steps without weights."""
+    """One row of a plan. `kept` and `density` are None for steps without weights.
+
+    `predicted` and `measured` are seconds for the plan's batch; None where there is no figure.
+    """
 
     layer: str
     operations: str
@@ -73,15 +24,25 @@ class PlanStep:
     kind: str
     output: tuple[int, ...]
     why: str
+    predicted: float | None = None
+    measured: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a packed model in order; prints as a table."""
+    """All steps of a packed model in order; prints as a table.
+
+    Predicted times are the cost model's for `batch` images and `threads`, each step by itself and
+    images in the lanes: none where a small batch runs with its pixels there. Measured ones are
+    those of the last call, where that had the same batch and threads; a step that is computed
+    inside a later one has none.
+    """
 
     steps: tuple[PlanStep, ...]
     backend: str
     isa: str
+    batch: int
+    threads: int
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The rows as JSON-ready data."""
@@ -93,7 +54,8 @@ class Plan:
         return tuple(step for step in self.steps if step.kernel == "pytorch")
 
     def __str__(self) -> str:
-        head = ("layer", "operations", "kernel", "lanes", "kept", "density", "output", "why")
+        head = ("layer", "operations", "kernel", "lanes", "kept", "density", "output",
+                "predicted", "measured", "why")  # fmt: skip
         rows = [head] + [
             (
                 step.layer,
@@ -103,35 +65,82 @@ class Plan:
                 "" if step.kept is None else str(step.kept),
                 "" if step.density is None else f"{step.density:.3f}",
                 f"{step.kind} {'x'.join(map(str, step.output))}",
+                _milliseconds(step.predicted),
+                _milliseconds(step.measured),
                 step.why,
             )
             for step in self.steps
         ]
         widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(
-            [f"backend {self.backend} ({self.isa})", *(line.rstrip() for line in lines)]
-        )
+        return "\n".join([self._title(), *(line.rstrip() for line in lines)])
+
+    def _title(self) -> str:
+        title = f"backend {self.backend} ({self.isa})"
+        if all(step.predicted is None for step in self.steps):
+            return title
+        title += f", batch {self.batch}, threads {self.threads}"
+        for what in ("predicted", "measured"):
+            times = [getattr(step, what) for step in self.steps]
+            if any(time is not None for time in times):
+                title += f", {what} {_milliseconds(sum(time or 0.0 for time in times))}"
+        return title
 
 
-def program_rows(program: Program, planner: Planner) -> list[PlanStep]:
-    """One row per step of `program`."""
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3f} ms"
+
+
+def reference_rows(program: Program) -> list[PlanStep]:
+    """One row per step of a program that runs on the float64 reference."""
+    choice = planner.StepChoice("reference", "", "ground truth in float64", None)
+    return _rows(program, planner.Way("images", (choice,) * len(program.steps)), 1)
+
+
+def device_rows(program: Program, batch: int) -> list[PlanStep]:
+    """One row per step of a program on the Triton executor, float32 images."""
+    chosen = choices(program, "f32", batch)
+    steps = tuple(planner.StepChoice(c.route, "", c.why, c.seconds) for c in chosen)
+    rows = _rows(program, planner.Way("images", steps), 1)
+    kinds = program.values()[1:]
+    return [replace(r, lanes=lanes(v, batch)) for r, v in zip(rows, kinds, strict=True)]
+
+
+def engine_rows(model: Model, batch: int, threads: int) -> list[PlanStep]:
+    """One row per step of a program on the engine, with its times."""
+    program, compiled = model.program, model.compiled("f32")
+    costs = calibration.costs(compiled.isa, threads)
+    blocks = {"images": calibration.blocks(compiled, batch)}
+    rows = _rows(program, planner.ways(program, blocks, costs)[0], compiled.lanes)
+    if compiled.uses_pixels(batch):  # the cost model knows images in the lanes only
+        names = compiled.pixel_kernels(batch)
+        rows = [
+            replace(r, kernel=f"{name or r.kernel}, pixels", predicted=None)
+            for r, name in zip(rows, names, strict=True)
+        ]
+    last = compiled.last_run
+    if last is None or (last.images, last.threads) != (batch, threads):
+        return rows
+    # A step done inside a later one has no time of its own.
+    return [replace(r, measured=t or None) for r, t in zip(rows, last.step_times, strict=True)]
+
+
+def _rows(program: Program, way: planner.Way, lanes: int) -> list[PlanStep]:
     rows = []
-    values = program.values()
-    for step, result in zip(program.steps, values[1:], strict=True):
-        choice = planner.choose(step, [values[source] for source in step.sources()], result)
+    for step, choice, result in zip(program.steps, way.steps, program.values()[1:], strict=True):
         taps: Taps | None = getattr(step, "taps", None)
         rows.append(
             PlanStep(
                 layer=step.name,
                 operations=step.covers,
                 kernel=choice.kernel,
-                lanes=choice.lanes,
+                lanes=lanes,
                 kept=None if taps is None else taps.kept,
                 density=None if taps is None else taps.kept / taps.weights,
                 kind=result.kind,
                 output=result.shape,
                 why=choice.why,
+                predicted=choice.seconds,
             )
         )
     return rows

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from mpt_fast.kernels.binary_activation import binary_activation
-from mpt_fast.nn import BinaryActivation, TicketLayer
+from mpt_fast.nn import BinaryActivation, MaxPool2d, SignActivation, TicketLayer
 from mpt_fast.packed.graph import Graph, InputNode, PackError, Ref, TorchNode
 from mpt_fast.packed.translate import Call, Unsupported, canonical, handler_of
 
@@ -31,7 +31,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=(binary_activation,))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, TicketLayer | BinaryActivation)
+        ours = isinstance(m, TicketLayer | BinaryActivation | SignActivation | MaxPool2d)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

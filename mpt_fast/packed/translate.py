@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mpt_fast.kernels.binary_activation import binary_activation
-from mpt_fast.nn import BinaryActivation, MPTConv2d, MPTLinear
+from mpt_fast.nn import BinaryActivation, MaxPool2d, MPTConv2d, MPTLinear, SignActivation
 from mpt_fast.packed.graph import (
     AddNode,
     AffineNode,
@@ -291,6 +291,18 @@ class Call:
             ceil_mode=ceil_mode,
         )
 
+    def max_pool_module(self, module: nn.MaxPool2d, x: Ref) -> Ref:
+        """nn.MaxPool2d."""
+        return self.max_pool(
+            x,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.ceil_mode,
+            module.return_indices,
+        )
+
     def avg_pool(
         self,
         input: Ref,
@@ -400,15 +412,9 @@ _MODULES: dict[type[nn.Module], Callable] = {
     nn.BatchNorm2d: Call.batch_norm_module,
     nn.ReLU: lambda call, module, x: call.relu(x),
     BinaryActivation: lambda call, module, x: call.binary_activation(x),
-    nn.MaxPool2d: lambda call, module, x: call.max_pool(
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.ceil_mode,
-        module.return_indices,
-    ),
+    SignActivation: lambda call, module, x: call.sign(x),
+    MaxPool2d: Call.max_pool_module,
+    nn.MaxPool2d: Call.max_pool_module,
     nn.AvgPool2d: lambda call, module, x: call.avg_pool(
         x,
         module.kernel_size,

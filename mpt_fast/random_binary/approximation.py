@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 from torch import nn
 
@@ -61,7 +62,7 @@ def approximate(
         TargetError: the target holds an operation that has no form here (it is named), or the
             bits given, or the most there are, do not reach epsilon.
         MaskNotFound: this random network has no mask by this search; names the redundancy to try.
-        ValueError: another argument is out of range.
+        ValueError, TypeError: another argument is out of range, or no number.
     """
     _check(epsilon, redundancy, seed, radius, bits)
     read = read_target(target, input_shape)
@@ -88,6 +89,12 @@ def approximate(
 def _check(
     epsilon: float, redundancy: int | None, seed: int, radius: float, bits: int | None
 ) -> None:
+    for name, real in (("epsilon", epsilon), ("radius", radius)):
+        if isinstance(real, bool) or not isinstance(real, Real):
+            raise TypeError(f"{name} must be a number, got {real!r}")
+    for name, whole in (("redundancy", redundancy), ("seed", seed), ("bits", bits)):
+        if isinstance(whole, bool) or not isinstance(whole, Integral | None):
+            raise TypeError(f"{name} must be an integer, got {whole!r}")
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon {epsilon} is not a positive number")
     if not (math.isfinite(radius) and radius > 0):

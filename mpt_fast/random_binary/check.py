@@ -41,9 +41,9 @@ def observe(
 ) -> Observed:
     """Evaluates both networks in float64 and returns the largest errors found.
 
-    `points` random points of the sphere and inside it; the first `vertices` (None: all) of the 2n
-    points +-radius*e_i; and the worst of all of them after `steps` steps of gradient ascent on the
-    error, projected to the ball. `target` is left as it is.
+    `points` random points of the sphere and inside it; `vertices` (None: all) of the 2n points
+    +-radius*e_i, evenly spread over i; and the worst of all of them after `steps` steps of gradient
+    ascent on the error, projected to the ball. `target` is left as it is.
     """
     model = copy.deepcopy(target).eval().double().cpu()
     shape, radius = approximation.input_shape, approximation.report.radius
@@ -86,10 +86,12 @@ def _ball(count: int, size: int, radius: float, generator: torch.Generator) -> I
 
 
 def _vertices(count: int, size: int, radius: float) -> Iterator[Tensor]:
+    """`count` of the points +-radius*e_i: both signs, the indices i evenly spread."""
     for start in range(0, count, _BATCH):
         numbers = torch.arange(start, min(count, start + _BATCH))
+        index = numbers // 2 * size // math.ceil(count / 2)
         x = torch.zeros(len(numbers), size, dtype=torch.float64)
-        x[torch.arange(len(numbers)), numbers // 2] = radius * (1 - 2 * (numbers % 2)).double()
+        x[torch.arange(len(numbers)), index] = radius * (1 - 2 * (numbers % 2)).double()
         yield x
 
 

@@ -28,9 +28,9 @@ from mpt_fast.runtime.container import (
     unseal,
     write_whole,
 )
+from mpt_fast.runtime.file import APPROXIMATION as FORMAT
 from mpt_fast.runtime.program import pool_size
 
-FORMAT = "mpt_fast.random_binary"
 VERSION = 1
 _LARGEST = 1 << 40  # neurons, edges of a layer, pixels: what a file may speak of
 _NUMBERS = ("width", "sources", "flat", "unit")

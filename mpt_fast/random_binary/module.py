@@ -91,11 +91,7 @@ class _RandomLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """What print(module) shows."""
-        layer = self.layer
-        return (
-            f"{layer.kind} {layer.name}: {layer.sources} -> {layer.width} neurons, "
-            f"{layer.kept} of {layer.drawn} signs kept, {layer.used.size} neurons in use"
-        )
+        return str(self.layer)
 
 
 class RandomBinaryModule(nn.Module):

@@ -26,7 +26,7 @@ class TapEdges(NamedTuple):
     sign: NDArray[np.int8]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NetLayer:
     """One layer of the random network with its kept edges.
 
@@ -53,6 +53,15 @@ class NetLayer:
     source: NDArray[np.int64]
     sign: NDArray[np.int8]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} {self.name}: {self.sources} -> {self.width} neurons, {self.kept} of "
+            f"{self.drawn} signs kept, {self.used.size} neurons in use"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
     @property
     def drawn(self) -> int:
         """Random signs of this layer."""
@@ -73,7 +82,7 @@ class NetLayer:
             yield TapEdges(row, column, indptr, self.source[chosen], self.sign[chosen])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """A pruned random +-1 network; `seed` makes its signs (see `signs`).
 
@@ -85,6 +94,9 @@ class Network:
     size: Pair
     constant: bool
     layers: tuple[NetLayer, ...]
+
+    def __repr__(self) -> str:
+        return f"<Network: {len(self.layers)} layers, {self.kept} of {self.drawn} signs kept>"
 
     @property
     def drawn(self) -> int:
@@ -108,7 +120,11 @@ class Network:
         Raises ValueError for inputs that are no integers or of another shape.
         """
         images = np.asarray(x)
-        if images.dtype != object and images.dtype.kind not in "iu":
+        if images.dtype == object:
+            whole = all(isinstance(value, int | np.integer) for value in images.flat)
+        else:
+            whole = images.dtype.kind in "iu"
+        if not whole:
             raise ValueError(f"exact evaluation takes integers, not {images.dtype}; round first")
         expected = (self.channels, *self.size)
         if images.ndim not in (2, 4) or images[:1].size != math.prod(expected) * len(images[:1]):
@@ -117,7 +133,7 @@ class Network:
         if self.constant:
             ones = np.ones((1, *values.shape[1:]), values.dtype)
             values = np.concatenate([values, ones])
-        largest = max((abs(int(value)) for value in (values.min(), values.max())), default=0)
+        largest = max(abs(int(values.min())), abs(int(values.max()))) if values.size else 0
         exact: Any = np.int64 if self._largest_sum(largest) < _INT64 else object
         values = values.astype(exact)
         for layer in self.layers:

@@ -82,7 +82,7 @@ class Report:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Approximation:
     """A pruned random +-1 network, and what is known about it.
 
@@ -95,6 +95,9 @@ class Approximation:
     report: Report
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"<Approximation: {self.report}>"
 
     @cached_property
     def module(self) -> RandomBinaryModule:

@@ -1,7 +1,8 @@
 """Reports: data in, one self-contained HTML page or SVG figure out.
 
 `document` holds the blocks a page is made of, `plots` the pictures, `demo` the page of
-`mpt-fast demo`. Nothing here trains, measures or reads files; only `write_text` writes.
+`mpt-fast demo`, `studies` that of `mpt-fast report`, read from the studies' results. Nothing here
+trains or measures; only `write_text` writes.
 """
 
 from mpt_fast.report.document import (

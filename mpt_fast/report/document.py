@@ -8,6 +8,7 @@ or dark setting, and is laid out for a phone first.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,13 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Protocol
+
+_TIES = re.compile(r" (?=[±%=])|(?<=[±=]) ")
+
+
+def _tied(text: str) -> str:
+    """Escaped text in which a number keeps its unit, its spread and its name on one line."""
+    return _TIES.sub("&nbsp;", escape(text))
 
 
 class Block(Protocol):
@@ -32,7 +40,7 @@ class Paragraph:
     text: str
 
     def html(self) -> str:
-        return f"<p>{escape(self.text)}</p>"
+        return f"<p>{_tied(self.text)}</p>"
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,17 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows. `strong` lists rows to set in bold."""
+    """A table whose first column names the rows.
+
+    `strong` lists rows to set in bold, `left` columns of words, which are set to the left as the
+    first is; numbers stand to the right.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     strong: frozenset[int] = frozenset()
+    left: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -90,8 +103,11 @@ class Table:
                 )
 
     def html(self) -> str:
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
+        caption = f"<caption>{_tied(self.caption)}</caption>" if self.caption else ""
+        head = "".join(
+            f'<th scope="col"{self._side(column)}>{escape(cell)}</th>'
+            for column, cell in enumerate(self.header)
+        )
         body = "".join(self._row(index, row) for index, row in enumerate(self.rows))
         return (
             f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
@@ -100,13 +116,20 @@ class Table:
 
     def _row(self, index: int, row: Sequence[str]) -> str:
         mark = ' class="strong"' if index in self.strong else ""
-        cells = "".join(f"<td>{self._cell(cell)}</td>" for cell in row[1:])
-        return f'<tr{mark}><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+        cells = "".join(
+            f"<td{self._side(column)}>{self._cell(cell)}</td>"
+            for column, cell in enumerate(row)
+            if column
+        )
+        return f'<tr{mark}><th scope="row">{_tied(row[0])}</th>{cells}</tr>'
+
+    def _side(self, column: int) -> str:
+        return ' class="left"' if column in self.left else ""
 
     @staticmethod
     def _cell(text: str) -> str:
         """Long cells may fold, a number and its unit may not."""
-        return escape(text) if len(text) > 12 else escape(text).replace(" ", "&nbsp;")
+        return _tied(text) if len(text) > 12 else escape(text).replace(" ", "&nbsp;")
 
 
 @dataclass(frozen=True)

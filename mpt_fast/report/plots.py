@@ -97,9 +97,17 @@ def _draw_bars(axes: Axes, items: Sequence[Bar], axis_label: str) -> None:
 
 
 def lines(
-    items: Sequence[Line], x_label: str, y_label: str, percent: bool = False, width: float = _WIDTH
+    items: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    percent: bool = False,
+    width: float = _WIDTH,
+    x_percent: bool = False,
 ) -> str:
-    """Curves over a common axis with a legend above; `percent` shows a share of 1 as per cent."""
+    """Curves over a common axis with a legend above.
+
+    `percent` and `x_percent` show shares of 1 as per cent; the x axis has whole numbers otherwise.
+    """
     if not items:
         raise ValueError("lines: nothing to draw; give at least one Line")
     from matplotlib.ticker import MaxNLocator
@@ -115,9 +123,13 @@ def lines(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y", color=_colour("rule"), linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if x_percent:
+            axes.set_xticks(sorted({x for item in items for x in item.x}))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False,
             handlelength=1.8, columnspacing=1.0, borderaxespad=0.2, fontsize=9,

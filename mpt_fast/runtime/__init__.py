@@ -10,6 +10,7 @@ Nothing here imports torch.
 from mpt_fast.runtime.engine import CompiledProgram
 from mpt_fast.runtime.file import FileError, SizeReport, read_program, size_report, write_program
 from mpt_fast.runtime.model import InputError, Model, check_shape, load
+from mpt_fast.runtime.pixels import PixelError, Pixels
 from mpt_fast.runtime.program import Program, ProgramError, Step, Taps, Value
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "FileError",
     "InputError",
     "Model",
+    "PixelError",
+    "Pixels",
     "Program",
     "ProgramError",
     "SizeReport",

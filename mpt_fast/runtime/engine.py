@@ -1,6 +1,6 @@
 """A checked program handed to the C++ engine."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,18 @@ from mpt_fast.runtime.program import (
     Step,
 )
 
-ISA = "auto"  # of programs compiled from here on: the best this machine has; tests try the others
+# Of programs compiled from here on: the best instruction set this machine has, and images or pixels
+# in the lanes by the size of the batch; tests try the others.
+ISA = "auto"
+LAYOUT = "auto"
+
+
+class Run(NamedTuple):
+    """What a run took: its images and threads, and the seconds of every step."""
+
+    images: int
+    threads: int
+    step_times: tuple[float, ...]
 
 
 class CompiledProgram:
@@ -29,13 +40,27 @@ class CompiledProgram:
     Raises mpt_fast.kernels.cpu.EngineMissing where the engine is not built.
     """
 
-    def __init__(self, program: Program, input_kind: Kind, isa: str | None = None) -> None:
-        self._handle = cpu.engine().Program(*program.input, isa=isa or ISA, input_kind=input_kind)
+    def __init__(
+        self,
+        program: Program,
+        input_kind: Kind,
+        isa: str | None = None,
+        layout: str | None = None,
+    ) -> None:
+        self.input_shape = program.input
+        """(C, H, W) of one image."""
+        self._handle = cpu.engine().Program(
+            *program.input, isa=isa or ISA, input_kind=input_kind, layout=layout or LAYOUT
+        )
         for number, step in enumerate(program.steps):
             value = _add(self._handle, step)
             if value != number + 1:
                 raise ProgramError(f"engine numbered step {number} ({step.op}) {value}")
         self._handle.finish(program.output)
+        if program.pixels is not None:
+            self._handle.set_pixels(program.pixels.table())
+        self.last_run: Run | None = None
+        """The run that ended last."""
 
     @property
     def lanes(self) -> int:
@@ -47,6 +72,22 @@ class CompiledProgram:
         """Instruction set in use: "avx512", "avx2" or "plain"."""
         return self._handle.isa
 
+    def block_lanes(self, batch: int) -> int:
+        """Images side by side in the first block of a batch."""
+        return self._handle.block_lanes(batch)
+
+    def uses_pixels(self, batch: int) -> bool:
+        """True if a batch of so many images runs with its pixels, not its images, in the lanes."""
+        return self._handle.uses_pixels(batch)
+
+    def pixel_kernels(self, batch: int) -> list[str]:
+        """Per step the kernel for such a batch with its pixels in the lanes; "": there is but one.
+
+        "bit-sliced" counts planes of taps, "lookups" four taps at a time in tables, "popcount"
+        whole words of taps.
+        """
+        return self._handle.pixel_names(batch)
+
     def peak_bytes(self, batch: int) -> int:
         """Bytes of the values alive at once while a batch runs."""
         return self._handle.peak_bytes(batch)
@@ -56,8 +97,13 @@ class CompiledProgram:
         return self._handle.step_times()
 
     def __call__(self, x: NDArray, threads: int) -> NDArray:
-        """x [N, C, H, W] contiguous, of the kind compiled for -> [N, C', H', W'] float32/64."""
-        return self._handle.run(x, threads)
+        """x [N, C, H, W] contiguous, of the kind compiled for or uint8 -> [N, C', H', W'].
+
+        The result is float32, or float64 where the program's is.
+        """
+        y = self._handle.run(x, threads)
+        self.last_run = Run(len(x), threads, tuple(self._handle.step_times()))
+        return y
 
 
 def _add(handle: Any, step: Step) -> int:
@@ -87,6 +133,7 @@ def _add(handle: Any, step: Step) -> int:
             residual=step.residual,
             residual_scale=step.residual_scale,
             residual_shift=step.residual_shift,
+            kind=step.kind,
         )
     if isinstance(step, Combine):
         return handle.combine(

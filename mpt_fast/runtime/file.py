@@ -23,9 +23,11 @@ from mpt_fast.runtime.container import (
     unseal,
     write_whole,
 )
+from mpt_fast.runtime.pixels import PixelError
 from mpt_fast.runtime.program import Program, ProgramError, Taps
 from mpt_fast.runtime.schema import FORMAT, SchemaError, from_json, to_json
 
+APPROXIMATION = "mpt_fast.random_binary"  # the other kind of file in this container
 _USER = "user"
 _MAX_USER = 1 << 20  # bytes of JSON
 
@@ -133,12 +135,14 @@ def read_program(path: str | os.PathLike) -> Program:
     content = read_whole(path)
     try:
         return _parse(content)
-    except (FileError, SchemaError, CodingError, ProgramError) as error:
+    except (FileError, SchemaError, CodingError, ProgramError, PixelError) as error:
         raise FileError(f"{path}: {error}") from None
 
 
 def _parse(content: bytes) -> Program:
     texts, tensors = unseal(content)
+    if APPROXIMATION in texts:
+        raise FileError(f"an approximation, not a packed network; use {APPROXIMATION}.load")
     if set(texts) - {_USER} != {FORMAT}:
         raise FileError("not a packed file: its metadata has no program; save one with pack")
     data = parse_object(texts[FORMAT].encode(errors="replace"), "program")

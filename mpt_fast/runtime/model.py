@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mpt_fast.kernels import cpu
 from mpt_fast.runtime.engine import CompiledProgram
 from mpt_fast.runtime.file import SizeReport, read_program, size_report
+from mpt_fast.runtime.pixels import Pixels
 from mpt_fast.runtime.program import Kind, Program, Taps
 
 
@@ -46,6 +47,11 @@ class Model:
         """What the file carries along for its user; empty where there is nothing."""
         return dict(self.program.metadata)
 
+    @property
+    def pixels(self) -> Pixels | None:
+        """What uint8 images stand for; None where the file does not say."""
+        return self.program.pixels
+
     def compiled(self, kind: Kind) -> CompiledProgram:
         """The engine's program for inputs of `kind`, built at first use."""
         if kind not in self._compiled:
@@ -53,12 +59,13 @@ class Model:
         return self._compiled[kind]
 
     def __call__(self, x: NDArray) -> NDArray[np.float32]:
-        """float32 or float64 [N, *input_shape] -> float32 [N, *output_shape]."""
-        if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
-            what = f"a {x.dtype} array" if isinstance(x, np.ndarray) else type(x).__name__
-            raise InputError(f"input is {what}; give a float32 or float64 NumPy array")
+        """float32, float64 or uint8 [N, *input_shape] -> float32 [N, *output_shape].
+
+        uint8 images are pixels, normalised as the file says; InputError where it does not.
+        """
+        check_dtype(x, isinstance(x, np.ndarray), "array", self.pixels)
         check_shape(x.shape, self.input_shape)
-        if not np.isfinite(x).all():
+        if x.dtype != np.uint8 and not all_finite(x):
             raise InputError("input has NaN or infinite values; clean it before the call")
         return self.run(x, self.threads or cpu.default_threads()).astype(np.float32, copy=False)
 
@@ -94,6 +101,25 @@ class Model:
                 }
             )
         return rows
+
+
+def check_dtype(x: Any, is_array: bool, what: str, pixels: Pixels | None) -> None:
+    """Raises InputError unless `x` is an array (a `what`) of a dtype that the network takes."""
+    name = str(x.dtype).removeprefix("torch.") if is_array else None
+    if name == "uint8" and pixels is None:
+        raise InputError(
+            "input is uint8, but this network was packed without its pixel normalisation; give "
+            f"a float {what}, or pack it with pixels=(mean, std)"
+        )
+    if name not in ("float32", "float64", "uint8"):
+        given = f"a {x.dtype} {what}" if is_array else type(x).__name__
+        raise InputError(f"input is {given}; give a float32, float64 or uint8 {what}")
+
+
+def all_finite(x: NDArray) -> bool:
+    """True if no entry of `x` is NaN or infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a finite sum says so at once
+        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
 
 
 def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -1,9 +1,14 @@
 """The packed program: an ordered list of steps over per-image values, checked before it runs.
 
 Value 0 is the input; step i produces value i + 1. A value is one (C, H, W) array per image of a
-kind: "bits" (+-1), "sums" (int32 sums of kept taps over bits), "f32" or "f64". Every step infers
-the shape and kind of its result from those of its sources and raises ProgramError, in one line,
-where they do not fit; `Program.values()` does so for the whole program.
+kind: "bits" (+-1), "sums" (int32 sums of kept taps over bits), "f32", "f64", or a kind of levels.
+Every step infers the shape and kind of its result from those of its sources and raises
+ProgramError, in one line, where they do not fit; `Program.values()` does so for the whole program.
+
+Levels are the integers of 8-bit activations: "u8" from 0 to 255, "i8" from -127 to 127, and "i16"
+from -32767 to 32767 for what is only added (shortcuts). A level stands for that many of its
+value's unit, a real number that the scales of the steps before and after it contain. A real y
+becomes the level round(min(max(y, low), high)), ties to the even integer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +18,18 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["bits", "sums", "f32", "f64"]
+from mpt_fast.runtime.pixels import Pixels
+
+Kind = Literal["bits", "sums", "f32", "f64", "u8", "i8", "i16"]
 Op = Literal["none", "relu", "sign"]
 Pair = tuple[int, int]
 
-KINDS: tuple[Kind, ...] = ("bits", "sums", "f32", "f64")
+KINDS: tuple[Kind, ...] = ("bits", "sums", "f32", "f64", "u8", "i8", "i16")
 REAL: tuple[Kind, ...] = ("f32", "f64")
+LEVELS: Mapping[Kind, tuple[int, int]] = {"u8": (0, 255), "i8": (-127, 127), "i16": (-32767, 32767)}
+"""The kinds of levels with their least and largest."""
+LEVEL_TAPS = 128
+"""Largest kernel area over levels, so that the sum of one kernel fits 16 bits."""
 OPS: tuple[Op, ...] = ("none", "relu", "sign")
 MAX_ELEMENTS = (
     1 << 26
@@ -201,7 +212,10 @@ class Conv(_ConvStep):
 
     def infer(self, values: Sequence[Value]) -> Value:
         source = values[self.src]
-        _require(source.kind != "sums", "a convolution of sums; convert them with combine")
+        _require(
+            source.kind in ("bits", *REAL),
+            f"conv reads bits, f32 or f64, not {source.kind}",
+        )
         if source.kind == "bits":
             _require(self.taps.binary, "taps over bits must be -1 or +1")
             return self._geometry(source, "sums")
@@ -251,6 +265,10 @@ class ConvAffine(_ConvStep):
 
     The source is f32 or f64, the result the same kind, or bits for act="sign" (y >= 0).
     scale, shift and the residual's are float64 [O].
+
+    From levels (u8 or i8) the taps are +-1 and `kind` is u8, i8, i16 or f32: the sums are exact,
+    y is computed in float32 in the order above, each product and sum rounded, the residual is
+    levels too, and y becomes a level of `kind` (None: only without levels).
     """
 
     op: ClassVar[str] = "conv_affine"
@@ -260,15 +278,22 @@ class ConvAffine(_ConvStep):
     residual: int = -1
     residual_scale: NDArray[np.float64] | None = None
     residual_shift: NDArray[np.float64] | None = None
+    kind: Kind | None = None
 
     def sources(self) -> tuple[int, ...]:
         return (self.src,) if self.residual < 0 else (self.src, self.residual)
 
     def infer(self, values: Sequence[Value]) -> Value:
         source = values[self.src]
-        _require(source.kind in REAL, f"conv_affine reads f32 or f64, not {source.kind}")
         _require(self.act in OPS, f"unknown activation {self.act!r}")
-        result = self._geometry(source, "bits" if self.act == "sign" else source.kind)
+        if source.kind in ("u8", "i8"):
+            result = self._geometry(source, self._level_kind(values))
+        else:
+            _require(
+                source.kind in REAL, f"conv_affine reads f32, f64, u8 or i8, not {source.kind}"
+            )
+            _require(self.kind is None, f"a convolution of {source.kind} has no kind of its own")
+            result = self._geometry(source, "bits" if self.act == "sign" else source.kind)
         _vector("scale", self.scale, result.channels, np.float64)
         _vector("shift", self.shift, result.channels, np.float64)
         has = self.residual >= 0
@@ -285,13 +310,29 @@ class ConvAffine(_ConvStep):
             )
         return result
 
+    def _level_kind(self, values: Sequence[Value]) -> Kind:
+        """The result's kind where the source is levels."""
+        kind = self.kind
+        _require(self.act != "sign", "a convolution of levels gives no bits")
+        _require(self.taps.binary, "taps over levels must be -1 or +1")
+        if kind is None or kind not in ("f32", *LEVELS):
+            raise ProgramError(f"a convolution of levels gives u8, i8, i16 or f32, not {kind}")
+        area = int(np.prod(self.taps.shape[2:]))
+        _require(area <= LEVEL_TAPS, f"a kernel of {area} over levels, at most {LEVEL_TAPS}")
+        per_channel = self.taps.weights // self.taps.shape[0]
+        _require(per_channel < 1 << 23, f"{per_channel} taps per channel over levels are too many")
+        if self.residual >= 0:
+            other = values[self.residual].kind
+            _require(other in LEVELS, f"the residual over levels is {other}, no levels")
+        return kind
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Combine(Step):
     """y_c = sum_k (scale_k[c]*v_k + shift_k[c]) in the order of `srcs`, then `act`.
 
     In double where `kind` is f64 or bits, else in float; sources of any kind. act="sign" and
-    kind="bits" come together.
+    kind="bits" come together; of a kind of levels, y becomes a level.
     """
 
     op: ClassVar[str] = "combine"
@@ -312,7 +353,8 @@ class Combine(Step):
         )
         _require(self.act in OPS, f"unknown activation {self.act!r}")
         _require(
-            self.kind in ("f32", "f64", "bits") and (self.act == "sign") == (self.kind == "bits"),
+            self.kind in ("f32", "f64", "bits", *LEVELS)
+            and (self.act == "sign") == (self.kind == "bits"),
             f"combine cannot give kind {self.kind!r} with activation {self.act!r}",
         )
         first = values[self.srcs[0]]
@@ -416,7 +458,8 @@ class Program:
 
     `input` is (C, H, W) per image; `input_shape` and `output_shape` are the shapes the caller
     sees per image (a vector [F] is (F, 1, 1) inside); `output` is the id of the result.
-    `metadata` is the user's: JSON data that a file carries along and nothing here interprets.
+    `pixels` says what uint8 images stand for; None: only float images are taken. `metadata` is the
+    user's: JSON data that a file carries along and nothing here interprets.
     """
 
     input: tuple[int, int, int]
@@ -425,6 +468,7 @@ class Program:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     input_kind: Kind = "f32"
+    pixels: Pixels | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     _values: list[Value] = field(default_factory=list, init=False, repr=False)
 
@@ -434,6 +478,11 @@ class Program:
     def _infer(self) -> list[Value]:
         _require(self.input_kind in REAL, f"input kind {self.input_kind!r} is neither f32 nor f64")
         _require(len(self.input) == 3, f"input shape {self.input} is not (C, H, W)")
+        _require(
+            self.pixels is None or self.pixels.channels == self.input[0],
+            f"pixels are given for {self.pixels and self.pixels.channels} channels, the network "
+            f"takes {self.input[0]}",
+        )
         values = [_value(self.input_kind, *self.input)]
         for number, step in enumerate(self.steps):
             where = f"step {number} ({step.op} {step.name})"
@@ -444,6 +493,11 @@ class Program:
             except ProgramError as error:
                 raise ProgramError(f"{where}: {error}") from None
         _require(0 <= self.output < len(values), f"output value {self.output} does not exist")
+        _require(values[self.output].kind not in LEVELS, "the output must not be levels")
+        kinds = {value.kind for value in values}
+        _require(
+            not ("bits" in kinds and kinds & set(LEVELS)), "a program has bits or levels, not both"
+        )
         for what, shape, value in (
             ("input", self.input_shape, values[0]),
             ("output", self.output_shape, values[self.output]),
@@ -456,6 +510,11 @@ class Program:
                 f"{what} shape {shape} does not fit the value {value.shape}",
             )
         return values
+
+    @property
+    def has_levels(self) -> bool:
+        """True if activations are 8-bit."""
+        return any(value.kind in LEVELS for value in self._values)
 
     def values(self) -> tuple[Value, ...]:
         """Kind and shape of every value: the input, then the result of each step."""

@@ -21,6 +21,7 @@ from mpt_fast.runtime.coding import (
     pack_flags,
     unpack_flags,
 )
+from mpt_fast.runtime.pixels import Pixels
 from mpt_fast.runtime.program import (
     KINDS,
     MAX_GEOMETRY,
@@ -38,7 +39,8 @@ from mpt_fast.runtime.program import (
 )
 
 FORMAT = "mpt_fast"
-VERSION = 1
+VERSIONS = (1, 2)
+"""2 adds the kinds of levels; files without them are still written as 1."""
 MAX_IDS = 1 << 20
 MAX_LENGTH = 1 << 20  # of a per-channel vector
 
@@ -303,6 +305,7 @@ _FIELDS: dict[type[Step], dict[str, _Codec]] = {
         "residual": _RESIDUAL,
         "residual_scale": _REALS,
         "residual_shift": _REALS,
+        "kind": _choice(*KINDS),
     },
     Combine: _COMMON
     | {
@@ -317,6 +320,20 @@ _FIELDS: dict[type[Step], dict[str, _Codec]] = {
     Flatten: _COMMON | {"src": _ID},
 }
 _CLASSES = {cls.op: cls for cls in _FIELDS}
+
+
+def _is_reals(data: Any) -> bool:
+    return type(data) is list and len(data) <= MAX_LENGTH and all(type(v) is float for v in data)
+
+
+# Optional: what 8-bit pixels stand for.
+_PIXELS = _plain(
+    lambda data: (
+        type(data) is dict and set(data) == {"mean", "std"} and all(map(_is_reals, data.values()))
+    ),
+    "mean and std, a list of reals each",
+    lambda data: Pixels(tuple(data["mean"]), tuple(data["std"])),
+)
 _DIMS = _integers(1, 2**31 - 1, range(1, 4))
 
 
@@ -332,9 +349,13 @@ def to_json(program: Program) -> tuple[dict[str, Any], Written]:
                 continue
             data[name] = codec.write(value, f"{number}.{name}", tensors)
         steps.append(data)
+    optional: dict[str, Any] = {}
+    if program.pixels is not None:
+        optional["pixels"] = {"mean": list(program.pixels.mean), "std": list(program.pixels.std)}
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 2 if program.has_levels else 1,
+        **optional,
         "input": list(program.input),
         "input_kind": program.input_kind,
         "input_shape": list(program.input_shape),
@@ -353,10 +374,11 @@ def from_json(data: Any, tensors: dict[str, NDArray]) -> Program:
     """Inverse of to_json; raises SchemaError, CodingError or ProgramError on anything else."""
     if type(data) is not dict or data.get("format") != FORMAT:
         raise SchemaError("not a packed program")
-    if data.get("version") != VERSION or type(data["version"]) is not int:
+    if data.get("version") not in VERSIONS or type(data["version"]) is not int:
         raise SchemaError(
             f"program version {_short(data.get('version'))} is unknown to this release, which "
-            f"reads version {VERSION}; update mpt_fast or pack the model again"
+            f"reads versions {' and '.join(map(str, VERSIONS))}; update mpt_fast or pack the model "
+            "again"
         )
     left = Tensors(tensors)
     top = {
@@ -366,14 +388,19 @@ def from_json(data: Any, tensors: dict[str, NDArray]) -> Program:
         "output": _ID,
         "output_shape": _DIMS,
     }
+    if "pixels" in data:
+        top["pixels"] = _PIXELS
     if set(data) != set(top) | {"format", "version", "steps"}:
-        raise SchemaError(f"program fields {_short(sorted(data))} are not those of version 1")
+        raise SchemaError(f"program fields {_short(sorted(data))} are not those of a program")
     fields = {name: codec.read(data[name], name, left) for name, codec in top.items()}
     if type(data["steps"]) is not list:
         raise SchemaError("program steps are not a list")
     steps = [_read_step(number, item, left) for number, item in enumerate(data["steps"])]
     left.finish()
-    return Program(steps=tuple(steps), **fields)
+    program = Program(steps=tuple(steps), **fields)
+    if program.has_levels and data["version"] == 1:
+        raise SchemaError("a program of version 1 has 8-bit activations, which came with version 2")
+    return program
 
 
 def _read_step(number: int, data: Any, tensors: Tensors) -> Step:

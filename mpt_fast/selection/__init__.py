@@ -9,6 +9,7 @@ from mpt_fast.selection.masks import (
     ticket_layers,
     update_masks,
 )
+from mpt_fast.selection.powers import set_power
 from mpt_fast.selection.schedule import cubic_sparsity
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "cubic_sparsity",
     "finetune",
     "realised_sparsity",
+    "set_power",
     "set_sparsity",
     "ticket_layers",
     "update_masks",

@@ -6,6 +6,7 @@ without communication.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from mpt_fast.config import check_sparsity
 from mpt_fast.kernels.select_topk import (
+    EmptiedLayerError,
     Selection,
     apply_threshold,
     layer_gains,
@@ -20,6 +22,7 @@ from mpt_fast.kernels.select_topk import (
     threshold_from_quantile,
 )
 from mpt_fast.nn.ticket import TicketLayer
+from mpt_fast.selection.powers import select_mixed_powers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +48,19 @@ def ticket_layers(model: nn.Module) -> dict[str, TicketLayer]:
 def update_masks(model: nn.Module) -> None:
     """Select anew for every layer of scope "global"; call it once per step, before the forward.
 
-    Layers of equal sparsity and selection are one pool with one threshold; layers that share a
-    scores parameter count once. Layers of scope "layer" select in their own forward, layers being
-    fine-tuned keep their mask: both are left alone.
+    Layers of equal sparsity and selection are one pool with one threshold, on the scores, or on the
+    importances abs(s)**p where powers differ; layers that share a scores parameter count once.
+    Layers of scope "layer" select in their own forward, layers being fine-tuned keep their mask:
+    both are left alone.
 
     Raises ValueError naming the layer whose scores are not finite, and EmptiedLayerError (a
     ValueError) naming the layer that would keep nothing; no layer is changed then.
     """
-    pools: dict[tuple[float, str], list[TicketLayer]] = defaultdict(list)
+    pools: dict[tuple[float, str, str], list[TicketLayer]] = defaultdict(list)
     for layer in ticket_layers(model).values():
-        if layer.config.scope == "global" and not layer.finetuning:
-            pools[layer.sparsity, layer.config.selection].append(layer)
+        config = layer.config
+        if config.scope == "global" and not layer.finetuning:
+            pools[config.sparsity, config.selection, config.compat].append(layer)
     selected = [(pool, *_select(pool)) for pool in pools.values()]
     for pool, selection, gains in selected:
         for index, layer in enumerate(pool):
@@ -69,14 +74,27 @@ def _select(pool: list[TicketLayer]) -> tuple[Selection, torch.Tensor]:
     names = [layer.name for layer in owners]
     weights = [layer.weight for layer in owners]
     scores = [layer.scores for layer in owners]
-    if config.selection == "threshold":
-        if all(layer.threshold_fixed for layer in pool):
+    powers = [layer.config.power for layer in owners]
+    if config.selection == "threshold" and len(set(powers)) > 1:
+        raise ValueError(
+            "selection='threshold' with several powers has no one threshold; use 'exact', or give "
+            "the layers one power"
+        )
+    if config.selection == "threshold" or config.compat == "biprop":
+        if config.selection == "threshold" and all(layer.threshold_fixed for layer in pool):
             cuts = torch.stack([layer.threshold for layer in owners])
         else:
             cut = threshold_from_quantile(scores, config.sparsity, names=names)
+            if config.compat == "biprop" and int(config.sparsity * _numel(scores)) == 0:
+                raise EmptiedLayerError(
+                    "compat='biprop' prunes everything where nothing is to be pruned (a global "
+                    "prune_rate of 1); use a prune_rate below 1 or compat='none'"
+                )
             cuts = torch.stack([torch.full_like(layer.threshold, cut) for layer in owners])
         limits = torch.zeros(len(owners), dtype=torch.int64, device=cuts.device)
         selection = apply_threshold(weights, scores, cuts, limits, names=names)
+    elif len(set(powers)) > 1:
+        selection = select_mixed_powers(weights, scores, powers, config.sparsity, names)
     else:
         backend = "reference" if config.selection == "sort" else None
         selection = select_topk(weights, scores, config.sparsity, backend, names)
@@ -92,6 +110,10 @@ def _select(pool: list[TicketLayer]) -> tuple[Selection, torch.Tensor]:
             names=names,
         )
     return selection, layer_gains(selection, names)
+
+
+def _numel(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def set_sparsity(model: nn.Module, sparsity: float) -> None:

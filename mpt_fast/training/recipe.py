@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mpt_fast.config import SCOPES, SCORE_INITS, SELECTIONS, WEIGHT_INITS, TicketConfig
-from mpt_fast.data import AUGMENTATIONS
+from mpt_fast.config import (
+    COMPATIBILITIES,
+    FAN_MODES,
+    NONLINEARITIES,
+    SCOPES,
+    SCORE_INITS,
+    SELECTIONS,
+    WEIGHT_INITS,
+    TicketConfig,
+)
+from mpt_fast.data import AUGMENTATIONS, Mixing
 from mpt_fast.data import NAMES as DATA_NAMES
 
 if TYPE_CHECKING:
@@ -35,9 +44,17 @@ def _field(
     above: float | None = None,
 ) -> Any:
     """A recipe field with its one-line meaning and the values it may take."""
-    bounds = {"low": low, "high": high, "above": above}
-    return dataclasses.field(default=default, metadata={"text": text, "choices": choices, **bounds})
+    metadata = {"text": text, "choices": choices, "low": low, "high": high, "above": above}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
+
+TRAINED = ("scores+norm", "scores", "norm", "scores+bias", "bias")
+FINETUNED = ("none", "first", "last", "all")
+_RESERVED = (
+    "num_classes", "in_channels", "activation", "width", "image_size", "config", "bn", "compat",
+)  # fmt: skip
 
 _GROUPS = {
     "model": "The network",
@@ -57,7 +74,11 @@ class Recipe:
     """
 
     model: str = _field("conv4", "name of a function of mpt_fast.models")
+    options: Mapping[str, Any] = _field(
+        {}, "further arguments of that function, such as {v2: true}"
+    )
     data: str = _field("digits", "data set", choices=DATA_NAMES)
+    train_images: int = _field(0, "use only so many training images; 0 means all", low=0)
     image_size: int = _field(
         224, "side of the images of an image folder; others have their own", low=1
     )
@@ -76,8 +97,15 @@ class Recipe:
     scope: str = _field("global", "one threshold for all layers, or one per layer", choices=SCOPES)
     selection: str = _field("exact", "how the kept weights are chosen", choices=SELECTIONS)
     power: float = _field(1.0, "power-propagation p of s*|s|^(p-1); 1 means none", low=1)
+    layer_power: Mapping[str, Any] = _field(
+        {}, "p of single layers by name or pattern, such as {linear.*: 2}"
+    )
     weight_init: str = _field(
         "kaiming_normal", "distribution of the frozen weights", choices=WEIGHT_INITS
+    )
+    mode: str = _field("fan_in", "fan that the distribution's width follows", choices=FAN_MODES)
+    nonlinearity: str = _field(
+        "relu", "whose gain the distribution's width has", choices=NONLINEARITIES
     )
     score_init: str = _field(
         "kaiming_uniform", "what is drawn uniformly: importance, or raw score", choices=SCORE_INITS
@@ -87,6 +115,21 @@ class Recipe:
     )
     progressive_epochs: int = _field(
         0, "epochs of the cubic rise from sparsity 0.5; 0 means none", low=0
+    )
+    trains: str = _field(
+        "scores+norm",
+        "what of the ticket is trained; norm: scale and shift of an affine batch norm",
+        choices=TRAINED,
+    )
+    finetune: str = _field(
+        "none",
+        "with the masks fixed, train the weights of that part (mpt-fast finetune)",
+        choices=FINETUNED,
+    )
+    compat: str = _field(
+        "none",
+        "biprop computes gains, ties, signs of 0 and logits as it does",
+        choices=COMPATIBILITIES,
     )
 
     optimizer: str = _field(
@@ -107,6 +150,17 @@ class Recipe:
     label_smoothing: float = _field(0.0, "label smoothing of the training loss", low=0, high=1)
     grad_clip: float = _field(0.0, "largest gradient norm; 0 means no clipping", low=0)
     augment: str = _field("none", "augmentation of the training images", choices=AUGMENTATIONS)
+    augmix: bool = _field(False, "mix chains of augmentations (AugMix) after `augment`")
+    augmix_width: int = _field(3, "chains mixed per image", low=1)
+    augmix_depth: int = _field(-1, "operations per chain; -1 draws 1 to 3", low=-1)
+    augmix_severity: int = _field(3, "strength of the operations, 1 to 10", low=1, high=11)
+    jsd: float = _field(
+        0.0,
+        "weight of AugMix's Jensen-Shannon loss over three views (12 in the paper); 0: off",
+        low=0,
+    )
+    noise_std: float = _field(0.1, "deviation of Gaussian noise on pixels in [0, 1]", low=0)
+    noise_share: float = _field(0.0, "chance that an image gets that noise", low=0)
     seed: int = _field(0, "seed of weights, scores, order and augmentation", low=0)
 
     amp: str = _field(
@@ -136,24 +190,59 @@ class Recipe:
             )
         if self.milestones and self.schedule != "multistep":
             raise RecipeError(f"milestones need schedule: multistep, got {self.schedule}")
-        if (
-            list(self.milestones) != sorted(set(self.milestones))
-            or min(self.milestones, default=1) < 1
-        ):
+        if list(self.milestones) != sorted(self.milestones) or min(self.milestones, default=1) < 1:
             raise RecipeError(f"milestones must rise from 1, got {list(self.milestones)}")
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise RecipeError("nesterov needs optimizer: sgd and a momentum above 0")
         if self.model not in _model_names():
             raise RecipeError(_choice_error("model", self.model, _model_names()))
+        self._check_augmentation()
+        self._check_mappings()
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise RecipeError("nesterov needs optimizer: sgd and a momentum above 0")
         try:
             self.ticket_config()
         except (TypeError, ValueError) as error:
             raise RecipeError(str(error)) from None
 
+    def _check_mappings(self) -> None:
+        from mpt_fast import models
+
+        if self.options:
+            known = [name for name in models.option_names(self.model) if name not in _RESERVED]
+            for name in self.options:
+                if name not in known:
+                    raise RecipeError(_choice_error(f"option of {self.model}", str(name), known))
+        for name, power in self.layer_power.items():
+            if isinstance(power, bool) or not isinstance(power, (int, float)) or not power >= 1:
+                raise RecipeError(f"layer_power of {name} must be a number >= 1, got {power!r}")
+
+    def _check_augmentation(self) -> None:
+        if self.augmix_depth == 0:
+            raise RecipeError("augmix_depth must be -1 (drawn) or at least 1, got 0")
+        if self.noise_share > 1:
+            raise RecipeError(f"noise_share is a chance and at most 1, got {self.noise_share}")
+        if self.jsd and not (self.augmix or self.noise_share):
+            raise RecipeError("jsd compares augmented views: set augmix: true or a noise_share")
+        if self.augmix and self.noise_share:
+            raise RecipeError("augmix and noise_share exclude each other; choose one")
+
     def ticket_config(self) -> TicketConfig:
         """The ticket's configuration at its final sparsity."""
         names = {field.name for field in dataclasses.fields(TicketConfig)}
         return TicketConfig(**{k: v for k, v in self.to_dict().items() if k in names})
+
+    def mixing(self) -> Mixing | None:
+        """AugMix or noise for the training images; None where the recipe has neither."""
+        if not (self.augmix or self.noise_share):
+            return None
+        return Mixing(
+            augmix=self.augmix,
+            width=self.augmix_width,
+            depth=self.augmix_depth,
+            severity=self.augmix_severity,
+            noise_std=self.noise_std,
+            noise_share=self.noise_share,
+            jsd=self.jsd > 0,
+        )
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> "nn.Module":
         """The network for images (C, H, W), drawn from `seed` on the CPU, in float32.
@@ -164,28 +253,47 @@ class Recipe:
         import torch
 
         from mpt_fast import models
-        from mpt_fast.selection import cubic_sparsity, ticket_layers, update_masks
+        from mpt_fast.selection import cubic_sparsity, set_power, ticket_layers, update_masks
 
         channels, height, width = image_shape
-        options: dict[str, Any] = {
+        options: Mapping[str, Any] = {
             "num_classes": num_classes,
             "in_channels": channels,
             "activation": self.activation,
             "width": self.width,
             "image_size": (height, width),
+            **self.options,
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if self.dense and self.compat == "biprop":  # its dense networks keep signs and norm
+                options = {**options, "bn": self.bn, "compat": self.compat}
+                return models.build(self.model, config=None, **options)
             if self.dense:
                 return models.dense_twin(self.model, **options)
             config = self.ticket_config()
             model = models.build(self.model, bn=self.bn, config=config, **options)
+        if self.layer_power:
+            set_power(model, self.layer_power)
+        self._freeze(model)
         if self.progressive_epochs:  # weights are drawn for the final sparsity, masks start denser
             start = cubic_sparsity(0, self.progressive_epochs, self.sparsity)
             for layer in ticket_layers(model).values():
                 layer.config = dataclasses.replace(config, sparsity=start)
             update_masks(model)
         return model
+
+    def _freeze(self, model: "nn.Module") -> None:
+        """Leave gradients only to what `trains` names; scores are those of the ticket layers."""
+        for name, parameter in model.named_parameters():
+            kind = name.rsplit(".", 1)[-1]
+            if kind == "scores":
+                trained = "scores" in self.trains
+            elif "bias" in self.trains:
+                trained = kind == "bias"
+            else:
+                trained = "norm" in self.trains
+            parameter.requires_grad_(parameter.requires_grad and trained)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, by name."""
@@ -345,6 +453,10 @@ def _checked(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return _bounded(field, _integer(name, value))
     if field.type is float:
         return _bounded(field, _real(name, value))
+    if field.type == Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{name} must be a mapping such as {{name: value}}, got {value!r}")
+        return dict(value)
     if not isinstance(value, (list, tuple)):
         raise RecipeError(f"{name} must be a list of integers, got {value!r}")
     return tuple(_integer(name, entry) for entry in value)

@@ -29,6 +29,8 @@ def train(
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 300.0,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    make_trainer: Callable[..., Trainer] = Trainer,
+    model: nn.Module | None = None,
 ) -> Result:
     """Train by a recipe into a folder, alone or in each process that torchrun started.
 
@@ -46,10 +48,18 @@ def train(
         quiet: show nothing; only rank 0 ever shows anything (on standard error).
         checkpoint_steps, checkpoint_seconds: checkpoints within an epoch, see `Cadence`.
         on_epoch: called on rank 0 with each epoch's row.
+        make_trainer: a Trainer, or what builds one from the same arguments.
+        model: the network to begin with, of the recipe's shapes; None draws the recipe's own. What
+            requires a gradient in it is trained.
 
     Raises:
         RecipeError, DataError, CheckpointError (all ValueError), TrainingError (RuntimeError).
     """
+    if recipe.finetune != "none" and model is None:
+        raise RecipeError(
+            f"finetune: {recipe.finetune} needs the ticket that it starts from; use "
+            "mpt-fast finetune RUN (finetune_run), with --resume to go on"
+        )
     place = _device(device)
     folder = Path(out_dir)
     cadence = Cadence(checkpoint_steps, checkpoint_seconds)
@@ -57,10 +67,10 @@ def train(
         if place.type == "cuda" and place.index is None:
             place = torch.device("cuda", world.local_rank)
         dataset = data.load(recipe.data, data_root, image_size=recipe.image_size)
+        dataset = dataset.first(recipe.train_images)
         _prepare(folder, recipe, resume, world)
-        model = recipe.build(dataset.image_shape, dataset.num_classes)
-        trainer = Trainer(
-            model,
+        trainer = make_trainer(
+            model or recipe.build(dataset.image_shape, dataset.num_classes),
             dataset,
             recipe,
             folder,

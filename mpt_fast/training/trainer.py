@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpt_fast.data import Dataset, Loader
+from mpt_fast.data.augmix import VIEWS
 from mpt_fast.selection import (
     EmptiedLayerError,
     cubic_sparsity,
@@ -24,6 +25,7 @@ from mpt_fast.selection import (
     update_masks,
 )
 from mpt_fast.training import checkpoint, snapshot
+from mpt_fast.training.consistency import jensen_shannon
 from mpt_fast.training.distributed import World
 from mpt_fast.training.evaluation import run_evaluation
 from mpt_fast.training.guards import (
@@ -40,7 +42,7 @@ from mpt_fast.training.progress import RunProgress
 from mpt_fast.training.recipe import Recipe
 from mpt_fast.training.schedule import learning_rate
 
-__all__ = ["Cadence", "Result", "Trainer"]
+__all__ = ["Cadence", "Result", "Trainer", "make_optimizer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Trainer:
         if not trained:
             raise TrainingError("the model has nothing to train: no parameter requires a gradient")
         self.trained = trained
-        self.optimizer = _optimizer(recipe, trained)
+        self.optimizer = self._make_optimizer()
         self.frozen = frozen_digests(model)
         self.net: nn.Module = self.model
         if world.size > 1:
@@ -189,6 +191,7 @@ class Trainer:
             train=train,
             seed=self.recipe.seed,
             augment=self.recipe.augment,
+            mixing=self.recipe.mixing(),
             rank=self.world.rank,
             world_size=self.world.size,
             device=self.device,
@@ -249,7 +252,7 @@ class Trainer:
             "train_accuracy": correct / count,
             "test_loss": result.loss,
             "test_accuracy": result.accuracy,
-            "sparsity": realised_sparsity(self.model).total,
+            "sparsity": self._realised_sparsity(),
             "seconds": at.seconds,
             "images_per_second": rate_seen,
         }
@@ -276,25 +279,56 @@ class Trainer:
         recipe, at = self.recipe, self.at
         torch.manual_seed(_step_seed(recipe.seed, at.epoch, at.step, self.world.rank))
         with self._naming_the_step():
-            update_masks(self.model)
+            self._select()
             with autocast(self.amp, self.device):
                 logits = self.net(images)
+            logits, views = logits[: len(labels)], logits
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            if recipe.jsd:
+                loss = loss + recipe.jsd * jensen_shannon(views.float().chunk(VIEWS))
         self._see_loss()  # of the step before: by now it is there
         self._unseen = _Unseen(loss.detach(), images, at.step)
         value = self._see_loss() if self.device.type == "cpu" else None
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        if recipe.grad_clip > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.trained, recipe.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self._optimize()
         with torch.no_grad():
             sums[0] += loss.detach().double() * len(labels)
             sums[1] += (logits.argmax(1) == labels).sum()
             sums[2] += len(labels)
         return value
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """The recipe's optimiser of everything that is trained."""
+        return make_optimizer(self.recipe, self.trained)
+
+    def _select(self) -> None:
+        """Bring the masks up to date before a step's forward pass."""
+        update_masks(self.model)
+
+    def _optimize(self) -> None:
+        """What follows the backward pass: clipping and the optimiser's step."""
+        if self.recipe.grad_clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained, self.recipe.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _realised_sparsity(self) -> float:
+        """The fraction pruned now, for the metrics."""
+        return realised_sparsity(self.model).total
+
+    def _extra(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able state that a checkpoint holds besides the trainer's own."""
+        return {}, {}
+
+    def _restore_extra(self, found: checkpoint.Checkpoint) -> None:
+        """Take back what `_extra` gave."""
+        if "sparse" in found.state:
+            raise TrainingError(
+                f"{self._last}: a run of sparse training; resume it with `mpt-fast rigl --resume` "
+                "or mpt_fast.sparse.train"
+            )
 
     def _see_loss(self) -> float | None:
         """The newest loss not seen yet; TrainingError naming layer and step if it is not finite."""
@@ -363,9 +397,12 @@ class Trainer:
             "history": self.history,
         }
         model = snapshot.model_tensors(self.model)
+        extra_tensors, extra_state = self._extra()
+        state |= extra_state
         if best:
             checkpoint.write(self.out_dir / "best.safetensors", model, state)
-        checkpoint.write(self._last, model | snapshot.optimizer_tensors(self.optimizer), state)
+        tensors = model | snapshot.optimizer_tensors(self.optimizer) | extra_tensors
+        checkpoint.write(self._last, tensors, state)
 
     def _compare_masks(self, codes: Mapping[str, Tensor]) -> None:
         if self.world.size == 1:
@@ -387,6 +424,7 @@ class Trainer:
         snapshot.load_model(self.model, found, self._last)
         check_frozen(self.model, state["frozen"])
         snapshot.restore_optimizer(self.optimizer, found.tensors)
+        self._restore_extra(found)
         self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
         self.at = _Position(
@@ -432,7 +470,10 @@ class Trainer:
         return result
 
 
-def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    recipe: Recipe, parameters: list[nn.Parameter] | list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser of these parameters or parameter groups."""
     decay = recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(

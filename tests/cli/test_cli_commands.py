@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -101,11 +102,18 @@ def test_run_folder_is_named_after_what_is_trained(
 def test_eval_agrees_on_run_checkpoint_and_packed_file(
     cli: Callable, run_folder: Path, packed_file: Path
 ) -> None:
+    """The run and its checkpoint in float32; the packed file as the network in float64."""
     named = [run_folder, run_folder / "last.safetensors", packed_file]
     done = [cli("eval", path, "--json", "--threads", 1) for path in named]
     assert [result.status for result in done] == [0, 0, 0]
-    assert len({result.json["correct"] for result in done}) == 1
-    assert done[0].json["total"] == len(data.load("digits").test)
+    run, checkpoint, packed = (result.json["correct"] for result in done)
+    assert run == checkpoint
+    digits = data.load("digits")
+    images = digits.normalize(digits.test.batch(torch.arange(len(digits.test))))
+    model, _ = load_run(run_folder)
+    answers = model.double()(images.double()).argmax(1)
+    assert packed == int((answers == digits.test.labels).sum())
+    assert done[0].json["total"] == len(digits.test)
     assert cli("eval", run_folder, "--best", "--json").json["total"] == done[0].json["total"]
 
 
@@ -149,6 +157,34 @@ def test_pack_reports_size_and_plan(cli: Callable, run_folder: Path, tmp_path: P
 
     for words in ("Entropy bound", "Weights kept", "linear", "mpt-fast run"):
         assert words in cli("pack", run_folder, "-o", file).out
+
+
+def test_pack_with_8_bit_activations_prints_both_accuracies(cli: Callable, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli("train", "conv2", "--width", "0.125", "--activation", "relu", "--epochs", "1",
+               "--threads", "1", "--out", run)  # fmt: skip
+    assert done.status == 0, done.err
+    whole, file = tmp_path / "float.mpt", tmp_path / "int8.mpt"
+    in_float = cli("pack", run, "-o", whole, "--json").json["accuracy"]
+    report = cli("pack", run, "-o", file, "--activations", "int8", "--json").json
+    assert report["accuracy_float"] == in_float
+    assert report["accuracy_difference"] == report["accuracy"] - in_float
+    assert abs(report["accuracy_difference"]) < 0.05
+    assert report["accuracy"] == cli("eval", file, "--json").json["accuracy"]
+    assert runtime.read_program(file).has_levels
+    for words in ("With float activations", "Difference", "points"):
+        assert words in cli("pack", run, "-o", file, "--activations", "int8").out
+
+
+def test_pack_with_8_bit_activations_refuses(
+    cli: Callable, run_folder: Path, tmp_path: Path
+) -> None:
+    binary = cli("pack", run_folder, "-o", tmp_path / "t.mpt", "--activations", "int8")
+    assert binary.status == 1
+    assert "this one has binary ones" in binary.err
+    seeds = cli("pack", run_folder, "-o", tmp_path / "t", "--activations", "int8", "--seed-only")
+    assert seeds.status == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pack_that_cannot_write_fails(cli: Callable, run_folder: Path, tmp_path: Path) -> None:
@@ -206,7 +242,7 @@ def test_run_of_a_file_without_normalisation_says_so(cli: Callable, tmp_path: Pa
     np.save(tmp_path / "a.npy", np.zeros((8, 8), np.uint8))
     done = cli("run", anonymous(tmp_path), tmp_path / "a.npy", "--json")
     assert done.status == 0
-    assert "no mean and std" in done.err
+    assert "does not say how pixels are normalised" in done.err
     assert len(done.json["images"]) == 1
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mpt_fast.cli import images
+from mpt_fast.runtime import Pixels
 
 GREY = (1, 4, 6)
 COLOUR = (3, 4, 6)
@@ -31,15 +32,15 @@ def test_grey_picture_of_the_right_size_is_read_exactly(tmp_path: Path, kind: st
     Image.fromarray(pixels).save(tmp_path / f"a.{kind}")
     [(name, image)] = read(tmp_path / f"a.{kind}", GREY)
     assert name == f"a.{kind}"
-    assert image.dtype == np.float32
-    np.testing.assert_array_equal(image, (pixels.astype(np.float32) / 255)[None])
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, pixels[None])
 
 
 def test_colour_picture_is_channels_first(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     [(_, image)] = read(tmp_path / "a.png", COLOUR)
-    np.testing.assert_array_equal(image, (pixels.astype(np.float32) / 255).transpose(2, 0, 1))
+    np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
 
 
 def test_pictures_are_converted_and_resized(tmp_path: Path) -> None:
@@ -48,8 +49,8 @@ def test_pictures_are_converted_and_resized(tmp_path: Path) -> None:
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     [(_, grey)] = read(tmp_path / "big.jpg", GREY)
     [(_, colour)] = read(tmp_path / "grey.png", COLOUR)
-    np.testing.assert_allclose(grey, np.full(GREY, 0.2), atol=1 / 255)  # JPEG may round one level
-    np.testing.assert_array_equal(colour, np.full(COLOUR, 0.2, np.float32))
+    np.testing.assert_allclose(grey, np.full(GREY, 51), atol=1)  # JPEG may round one level
+    np.testing.assert_array_equal(colour, np.full(COLOUR, 51, np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,11 @@ def test_bytes_and_shares_of_one_mean_the_same(tmp_path: Path) -> None:
     np.save(tmp_path / "bytes.npy", pixels)
     np.save(tmp_path / "floats.npy", pixels / 255)
     [(_, a)], [(_, b)] = read(tmp_path / "bytes.npy", GREY), read(tmp_path / "floats.npy", GREY)
-    np.testing.assert_allclose(a, b, rtol=1e-7)
+    for pixels_of in (None, Pixels((0.3,), (0.7,))):
+        bytes_in, floats_in = (images.network_input([x], pixels_of) for x in (a, b))
+        if pixels_of is not None:
+            bytes_in = pixels_of.normalize(bytes_in)
+        np.testing.assert_allclose(bytes_in, floats_in, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t-images-idx3-ubyte", "t-images-idx3-ubyte.gz"])
@@ -95,9 +100,7 @@ def test_idx_images(tmp_path: Path, name: str) -> None:
     pixels = RNG.integers(0, 256, (3, 4, 6), dtype=np.uint8)
     found = read(write_idx(tmp_path / name, pixels), GREY)
     assert [label for label, _ in found] == [f"{name}[{index}]" for index in range(3)]
-    np.testing.assert_array_equal(
-        np.stack([image for _, image in found])[:, 0], pixels.astype(np.float32) / 255
-    )
+    np.testing.assert_array_equal(np.stack([image for _, image in found])[:, 0], pixels)
 
 
 def bad(tmp_path: Path, name: str) -> Path:
@@ -163,13 +166,22 @@ def test_pictures_need_one_or_three_channels(tmp_path: Path) -> None:
         read(tmp_path / "a.png", (2, 4, 6))
 
 
-def test_normalize_is_per_channel() -> None:
-    batch = RNG.random((2, 3, 4, 6), dtype=np.float32)
-    out = images.normalize(batch, [0.1, 0.2, 0.3], [0.5, 1.0, 2.0])
-    assert out.dtype == np.float32
-    np.testing.assert_allclose(out[:, 2], (batch[:, 2] - 0.3) / 2, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="for 1 and 1 channels, its network takes 3"):
-        images.normalize(batch, [0.1], [0.5])
+def test_network_input_keeps_bytes_and_inverts_both_kinds() -> None:
+    pixels = Pixels((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    batch = RNG.integers(0, 256, (2, 3, 4, 6), dtype=np.uint8)
+    kept = images.network_input(list(batch), pixels)
+    assert kept.dtype == np.uint8
+    np.testing.assert_array_equal(kept, batch)
+    np.testing.assert_array_equal(images.network_input(list(batch), pixels, True), 255 - batch)
+    mixed = [batch[0], (batch[1] / 255).astype(np.float32)]
+    for invert in (False, True):
+        got = images.network_input(mixed, pixels, invert)
+        expected = pixels.normalize(255 - batch if invert else batch)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(
+        images.network_input(list(batch), None), batch.astype(np.float32) / 255
+    )
 
 
 def test_softmax_is_a_distribution_even_for_large_logits() -> None:

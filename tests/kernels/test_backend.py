@@ -76,6 +76,24 @@ def test_triton_is_never_chosen_automatically(monkeypatch: pytest.MonkeyPatch) -
     assert choose("f", None, "cpu", ALL) == "reference"
 
 
+@pytest.mark.usefixtures("engine", "with_triton")
+def test_a_preferred_backend_is_chosen_where_it_can_run() -> None:
+    with backend.preferring("triton"):
+        assert choose("f", None, "cuda", ALL) == "triton"
+        assert choose("f", None, "cpu", ALL) == "cpu"
+        assert choose("f", None, "cuda", ("reference",)) == "reference"
+        assert choose("f", "reference", "cuda", ALL) == "reference"
+        with backend.preferring("reference"):
+            assert choose("f", None, "cpu", ALL) == "reference"
+        assert choose("f", None, "cuda", ALL) == "triton"
+    assert choose("f", None, "cuda", ALL) == "reference"
+    with pytest.raises(BackendError, match="unknown backend 'fpga'"), backend.preferring("fpga"):
+        pass
+    with pytest.raises(KeyError), backend.preferring("triton"):
+        raise KeyError
+    assert choose("f", None, "cuda", ALL) == "reference"
+
+
 @pytest.mark.usefixtures("engine", "no_triton")
 def test_explicit_names() -> None:
     assert choose("f", "reference", "cpu", ALL) == "reference"

@@ -23,6 +23,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[s
         return np.zeros((4, 6, 5, 64), dtype=np.int32)
 
     recorder.bitsliced_conv2d = record  # type: ignore[attr-defined]  # a stand-in for the engine
+    recorder.source_digest = cpu.engine().source_digest  # type: ignore[attr-defined]
     monkeypatch.setattr(cpu, "_module", recorder)
     return seen
 

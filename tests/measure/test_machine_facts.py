@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mpt_fast.measure import machine
-from mpt_fast.measure.machine import _processor
+from mpt_fast.runtime.processor import parse
 
 X86 = """processor\t: 0
 model name\t: Some CPU 9000 @ 3.00GHz
@@ -25,20 +25,20 @@ CPU part\t: 0xd40
 """
 
 
-def test_x86_processor() -> None:
-    name, flags = _processor(X86)
+def test_x86parse() -> None:
+    name, flags = parse(X86)
     assert name == "Some CPU 9000 @ 3.00GHz"
     assert flags == [
         "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_bitalg", "avx512_vpopcntdq",
     ]  # fmt: skip
 
 
-def test_arm_processor() -> None:
-    assert _processor(ARM) == ("", ["asimd", "asimddp", "sve"])
+def test_armparse() -> None:
+    assert parse(ARM) == ("", ["asimd", "asimddp", "sve"])
 
 
 def test_no_cpuinfo() -> None:
-    assert _processor("") == ("", [])
+    assert parse("") == ("", [])
 
 
 def test_facts() -> None:

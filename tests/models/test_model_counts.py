@@ -25,6 +25,10 @@ PUBLISHED = {
     "imagenet_wide_resnet101": 126_747_840,
     "imagenet_wide_resnet18": 25_636_032,
     "imagenet_wide_resnet34": 48_270_528,
+    "lenet_300_100": 266_200,
+    "mobilenet_v1": 4_209_088,
+    "wrn10_1": 77_360,
+    "wrn22_2": 1_076_912,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mpt_fast import TicketConfig, models, update_masks
-from mpt_fast.nn import BinaryActivation, MPTConv2d, MPTLinear, TicketLayer
+from mpt_fast.nn import BinaryActivation, MaxPool2d, MPTConv2d, MPTLinear, TicketLayer
 from mpt_fast.selection import EmptiedLayerError
 
 FAMILIES = [
@@ -36,7 +36,7 @@ WORDS: dict[type[nn.Module], str] = {
     nn.BatchNorm1d: "bn",
     nn.ReLU: "relu",
     BinaryActivation: "sign",
-    nn.MaxPool2d: "pool",
+    MaxPool2d: "pool",
 }
 
 
@@ -170,7 +170,7 @@ class TestShapes:
 
     def test_pools_stop_at_one_pixel(self) -> None:
         convs = tiny("conv8").convs
-        assert sum(isinstance(m, nn.MaxPool2d) for m in convs) == 3
+        assert sum(isinstance(m, MaxPool2d) for m in convs) == 3
         assert isinstance(convs[19], nn.Identity)  # positions stay those of larger images
 
 
@@ -255,7 +255,7 @@ class TestMasks:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, TicketLayer | BinaryActivation)
+        ours = isinstance(m, TicketLayer | BinaryActivation | MaxPool2d)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -339,7 +339,8 @@ class TestNamesAndErrors:
             assert name in models.__all__
 
     def test_option_names(self) -> None:
-        common = {"num_classes", "in_channels", "activation", "width", "config", "bn", "image_size"}
+        common = {"num_classes", "in_channels", "activation", "width", "config", "bn"}
+        common |= {"image_size", "compat"}
         assert set(models.option_names("conv4")) == common | {"layout"}
         assert set(models.option_names("wide_resnet18")) == common | {"v2", "widen"}
         for name in models.NAMES:
@@ -412,3 +413,35 @@ class TestNamesAndErrors:
             tiny("wide_resnet18", widen="x")
         with pytest.raises(ValueError, match="activation must be"):
             models.dense_twin("conv2", activation="tanh")
+
+
+class TestSparseTrainingNetworks:
+    def test_wrn_dropout_and_depths(self) -> None:
+        found = models.wrn(22, 1, config=None, dropout=0.3)
+        assert [len(group) for group in (found.group1, found.group2, found.group3)] == [3, 3, 3]
+        assert [m.p for m in found.modules() if isinstance(m, nn.Dropout)] == [0.3] * 9
+        with pytest.raises(ValueError, match="depth must be 6 n"):
+            models.wrn(20, 1)
+        with pytest.raises(ValueError, match="dropout must lie in"):
+            models.wrn(10, 1, dropout=1.0)
+
+    def test_wrn_shortcuts_see_the_activation_where_the_shape_changes(self) -> None:
+        block = models.wrn10_1(config=None, in_channels=1).eval().group2[0].double()
+        x = torch.randn(2, 16, 6, 6).double()
+        inner = torch.relu(block.bn1(x))
+        branch = block.conv2(torch.relu(block.bn2(block.conv1(inner))))
+        torch.testing.assert_close(block(x), branch + block.shortcut(inner))
+
+    def test_mobilenet_alternates_depthwise_and_pointwise(self) -> None:
+        convs = [m for m in models.mobilenet_v1(config=None, width=0.25).modules()
+                 if isinstance(m, nn.Conv2d)]  # fmt: skip
+        assert len(convs) == 27
+        assert all(m.groups == m.in_channels == m.out_channels for m in convs[1::2])
+        assert all(m.kernel_size == (1, 1) and m.groups == 1 for m in convs[2::2])
+        assert [m.stride[0] for m in convs[1::2]] == [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
+
+    def test_lenet_has_biases_that_start_at_zero(self) -> None:
+        biases = [m.bias for m in models.lenet_300_100(config=None).modules()
+                  if isinstance(m, nn.Linear)]  # fmt: skip
+        assert [len(b) for b in biases] == [300, 100, 10]
+        assert not any(b.any() for b in biases)

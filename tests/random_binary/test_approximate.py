@@ -11,7 +11,14 @@ from torch import nn
 
 import mpt_fast
 from mpt_fast import random_binary
-from mpt_fast.random_binary import MaskNotFound, TargetError, approximate, signs
+from mpt_fast.random_binary import (
+    MaskNotFound,
+    TargetError,
+    approximate,
+    approximation,
+    search,
+    signs,
+)
 from mpt_fast.random_binary.check import observe
 
 DIMS = [6, 8, 8, 3]
@@ -51,8 +58,11 @@ def test_exact_evaluation_takes_integers_of_the_right_shape():
     found = approximate(mlp([4, 3]), 10.0, 12)
     with pytest.raises(ValueError, match="integers"):
         found.integers(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="integers"):
+        found.integers(np.full((2, 4), 0.5, object))
     with pytest.raises(ValueError, match="shape"):
         found.integers(np.zeros((2, 5), np.int64))
+    assert found.integers(np.zeros((0, 4), np.int64)).shape == (0, 3)
 
 
 # 2. Legal masks
@@ -121,6 +131,67 @@ def test_vertices_and_random_points_by_hand():
     vertices = 3.0 * torch.cat([torch.eye(6), -torch.eye(6)]).double()
     x = torch.cat([vertices, ball(1000, [6], 3.0), 0 * ball(1, [6])])
     assert _errors(found, net, x).max() <= found.certificate <= 0.02
+
+
+def test_ascent_finds_the_worst_input_and_the_certificate_is_tight():
+    """One linear layer: the greatest error is the spectral norm of what rounding did to W."""
+    net = mlp([40, 30])
+    found = approximate(net, 10.0, 14, bits=7)
+    weight = net[0].weight.detach().numpy()
+    worst = np.linalg.norm(np.rint(weight * 2**7) / 2**7 - weight, 2)
+    seen = observe(found, net, points=256, steps=60)
+    assert found.certificate == pytest.approx(worst, rel=1e-6)
+    assert 0.98 * worst < seen.ascent <= found.certificate
+    assert max(seen.random, seen.vertices) < 0.8 * worst
+
+
+class _Chain(nn.Module):
+    """One neuron a layer, a skip past two of them; every number is rounded up to 3 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(1, 1).double() for _ in range(4))
+        for layer, (weight, bias) in zip(
+            self.layers, ((0.34, 0.35), (0.60, 0.10), (0.85, 0.73), (0.47, 0.22)), strict=True
+        ):
+            nn.init.constant_(layer.weight, weight)
+            nn.init.constant_(layer.bias, bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.layers[0](x))
+        return self.layers[3](torch.relu(self.layers[2](torch.relu(self.layers[1](x))) + x))
+
+
+def test_certificate_is_attained_where_every_rounding_goes_one_way():
+    """All numbers positive and rounded up: at x = radius no term of the recursion is slack."""
+    net = _Chain()
+    rounded = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_((parameter * 8).round() / 8)
+        assert all(
+            (r > n).all() for r, n in zip(rounded.parameters(), net.parameters(), strict=True)
+        )
+        for radius in (1.0, 5.0):
+            found = approximate(net, 10.0, 14, bits=3, radius=radius)
+            x = torch.full((1, 1), radius, dtype=torch.float64)
+            assert found.module(x).item() == pytest.approx(rounded(x).item(), rel=1e-12)
+            error = (rounded(x) - net(x)).item()
+            assert found.certificate == pytest.approx(error, rel=1e-6)
+            assert found.certificate >= error
+
+
+def test_vertices_are_spread_over_the_coordinates():
+    """Only the last input is rounded: a few vertices must still find it."""
+    net = mlp([8, 1])
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].weight[0, 6] = 0.3
+    found = approximate(net, 10.0, 14, bits=3)
+    error = abs(round(0.3 * 8) / 8 - 0.3)
+    for count in (8, None):
+        seen = observe(found, net, points=1, steps=0, vertices=count)
+        assert seen.vertices == pytest.approx(error)
 
 
 def test_error_and_certificate_halve_with_every_bit():
@@ -308,6 +379,35 @@ def test_every_kept_neuron_is_used_and_the_sweep_changes_nothing():
     assert (found.integers(x) == values.T).all()
 
 
+def test_sweep_removes_only_what_does_not_matter(monkeypatch):
+    """All that the forward search found, unneeded neurons too, against what is left of it."""
+    net = mlp(DIMS)
+    swept = approximate(net, 0.05, 14)
+    backward = search._backward
+
+    def everything(layer, source, demands, needed, seed):
+        edges, needed = backward(layer, source, demands, needed, seed)
+        return edges, needed | source.live  # whatever is live counts as needed
+
+    masks = []
+    monkeypatch.setattr(search, "_backward", everything)
+    monkeypatch.setattr(
+        approximation, "make_network", lambda plan, edges, seed: masks.append((plan, edges))
+    )
+    monkeypatch.setattr(approximation, "_report", lambda *_: None)
+    approximate(net, 0.05, 14)
+    ((plan, edges),) = masks
+    x = np.random.default_rng(0).integers(-9, 10, (8, 6))
+    values = x.T
+    for layer, kept in zip(plan.layers, edges, strict=True):
+        dense = np.zeros((layer.width, layer.sources), np.int64)
+        dense[kept.out, kept.source] = np.where(kept.negative, -1, 1)
+        values = dense @ values
+        values = np.maximum(values, 0) if layer.relu else values
+    assert sum(kept.out.size for kept in edges) > 2 * swept.network.kept
+    assert (swept.integers(x) == values.T).all()
+
+
 # Convolutions, skips, pools
 
 
@@ -333,6 +433,8 @@ def test_maps(net, shape, epsilon):
     x = torch.cat([ball(24, shape), torch.zeros(1, *shape)])
     errors = _errors(found, net, x)
     assert 0 < errors.max() <= found.certificate
+    seen = observe(found, net, points=32, steps=5, vertices=32)
+    assert 0 < seen.vertices <= seen.ascent <= found.certificate
     assert found.module(x).shape == net(x).shape
     # Three times the bits must leave an error no larger than the rounding of float64.
     fine = approximate(net, 1e-9, 16, input_shape=shape)
@@ -460,6 +562,35 @@ def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         approximate(mlp([4, 3], bias=True), **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": "0.1"}, "epsilon must be a number"),
+        ({"epsilon": 0.1, "redundancy": 2.5}, "redundancy must be an integer"),
+        ({"epsilon": 0.1, "seed": True}, "seed must be an integer"),
+        ({"epsilon": 0.1, "bits": "8"}, "bits must be an integer"),
+    ],
+)
+def test_arguments_of_another_type(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        approximate(mlp([4, 3]), **arguments)
+
+
+def test_weights_that_are_no_numbers_are_named():
+    net = mlp([4, 5, 3])
+    net[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(TargetError, match="2: the weight has NaN"):
+        approximate(net, 1.0)
+
+
+def test_approximations_print_in_one_line():
+    found = approximate(mlp([4, 5, 3]), 0.5)
+    assert f"{found.report.edges_kept} of {found.report.edges_drawn} signs kept" in repr(found)
+    for shown in (found, found.network, *found.network.layers):
+        assert "\n" not in repr(shown)
+        assert len(repr(shown)) < 200
 
 
 def test_a_convolution_needs_its_input_shape():

@@ -39,27 +39,31 @@ def test_json_holds_the_report_and_the_file_is_written(run, tmp_path):
     assert len(data["widths"]) == data["depth"]
     assert max(data["widths"]) == data["width"]
     assert data["file_bytes"] == file.stat().st_size
+    assert 1 < data["largest_image_norm"] < 100
     assert 45 <= data["predictions_unchanged"] <= data["predictions_compared"] == 50
 
 
 def test_table_names_what_was_asked_for(run):
     done = _invoke(run, "--epsilon", 0.5, "--images", 10)
     assert done.exit_code == 0, done.stderr
-    for word in ("Depth", "Greatest width", "Signs drawn", "Signs kept", "Bits per weight",
-                 "Error at most", "Largest error seen", "Predictions unchanged"):  # fmt: skip
+    for word in ("Depth", "Widths", "Greatest width", "Signs drawn", "Signs kept",
+                 "Bits per weight", "Error at most", "Largest error seen",
+                 "Predictions unchanged"):  # fmt: skip
         assert word in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "status"),
     [
-        (["--redundancy", 2], "try redundancy"),
-        (["--epsilon", 0], "epsilon"),
+        (["--redundancy", 2], "try redundancy", 1),
+        (["--epsilon", 0], "--epsilon", 2),
+        (["--radius", "nan"], "--radius", 2),
+        (["--redundancy", 0], "--redundancy", 2),
     ],
 )
-def test_failures_are_one_line_and_status_1(run, arguments, message):
+def test_failures_are_one_line(run, arguments, message, status):
     done = _invoke(run, *arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == status
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
 

@@ -147,10 +147,10 @@ def tensor(name: str, change: Callable[[NDArray], NDArray]) -> Edit:
 
 
 CRAFTED: dict[str, tuple[Edit, str]] = {
-    "unknown version": (top(version=2), "version 2 is unknown to this release"),
+    "unknown version": (top(version=3), "version 3 is unknown to this release"),
     "boolean version": (top(version=True), "version True is unknown"),
     "unknown format": (top(format="onnx"), "not a packed program"),
-    "unknown field": (top(extra=1), "are not those of version 1"),
+    "unknown field": (top(extra=1), "are not those of a program"),
     "unknown op": (step(3, op="median_pool"), "step 3 has the unknown op 'median_pool'"),
     "op of another type": (step(3, op=3), "step 3 is"),
     "unknown step field": (step(3, dilation=[2, 2]), r"step 3 \(max_pool\) has the unknown field"),

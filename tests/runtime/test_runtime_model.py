@@ -202,5 +202,5 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
         "    assert runtime.load(sys.argv[1])(np.ones((3, 2, 6, 6), np.float32)).shape == (3, 3)\n"
     )
     subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "net.mpt")], check=True, timeout=60
+        [sys.executable, "-P", "-c", script, str(tmp_path / "net.mpt")], check=True, timeout=60
     )

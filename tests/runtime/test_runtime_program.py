@@ -135,7 +135,7 @@ ONE = np.ones(2)
                 Conv(src=2, taps=random_taps((2, 2, 1, 1), 1.0)),
             ],
             {},
-            "a convolution of sums",
+            "conv reads bits, f32 or f64, not sums",
         ),
         ([Conv(src=0, taps=random_taps((2, 2, 3, 3), 1.0), stride=(0, 1))], {}, "stride"),
         ([MaxPool(src=0, kernel=(2, 2), stride=(1, 1), padding=(2, 0))], {}, "padding 2 exceeds"),

@@ -1,5 +1,6 @@
 """Shared suite of bitsliced_conv2d and bitsliced_conv2d_sign, on every backend."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,16 @@ from kernel_cases import (
 )
 from torch import Tensor
 
+from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels import costs
 from mpt_fast.kernels.backend import BackendError
 from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign, op
 from mpt_fast.kernels.pack_bits.reference import pack_bits, unpack_bits
 from mpt_fast.kernels.taps import Taps
 
-backend = backend_fixture(op.BACKENDS)
+backend = backend_fixture(op.BACKENDS, routes=("adders", "int8"))
+
+needs_triton = pytest.mark.skipif(not backends.triton_available(), reason="Triton is not installed")
 
 INT32 = torch.iinfo(torch.int32)
 
@@ -35,6 +40,7 @@ def lanes_of(planes: Tensor) -> Tensor:
     return unpack_bits(planes, planes.shape[-1] * 64, 0, torch.float64)
 
 
+@functools.lru_cache(maxsize=64)
 def expected_sums(case: ConvCase) -> Tensor:
     """int32 [O, Ho, Wo, lanes] by a float64 convolution of the +1/-1 expansion."""
     sums = F.conv2d(lanes_of(case.planes()), case.weight(torch.int8).double(), **case.geometry)
@@ -63,31 +69,39 @@ def sign_operands(case: ConvCase, with_residual: bool) -> dict[str, Any]:
 
 
 def expected_decisions(sums: Tensor, operands: dict[str, Any]) -> Tensor:
-    """Planes of the decisions, one lane at a time with NumPy integers."""
+    """Planes of the decisions, one lane at a time with Python integers."""
     values = sums.numpy()
     words = values.shape[-1] // 64
     bits = np.zeros(values.shape, dtype=bool)
+    thresholds, flips = operands["threshold"].tolist(), operands["flip"].tolist()
+    others = operands["residual_threshold"].tolist() if "residual" in operands else None
+    residual = operands["residual"].numpy() if "residual" in operands else None
     for o, *rest, lane in np.ndindex(values.shape):
         place = (o, *rest, lane)
-        limit = int(operands["threshold"][o])
-        if "residual" in operands:
-            word = int(operands["residual"][(o, *rest, lane // 64)]) % 2**64
+        limit = thresholds[o]
+        if residual is not None and others is not None:
+            word = int(residual[(o, *rest, lane // 64)]) % 2**64
             if word >> (lane % 64) & 1:
-                limit = int(operands["residual_threshold"][o])
+                limit = others[o]
         value = int(values[place])
-        bits[place] = value <= limit if operands["flip"][o] else value >= limit
+        bits[place] = value <= limit if flips[o] else value >= limit
     packed = np.packbits(bits, axis=-1, bitorder="little").view("<i8")
     return torch.from_numpy(packed.reshape(*values.shape[:-1], words))
+
+
+@functools.cache
+def looped(name: str) -> Tensor:
+    """Sums of a case by the definition, [N, O, Ho, Wo]."""
+    case = CONV_CASES[name]
+    signs = case.signs().numpy().astype(np.int32)
+    return torch.from_numpy(naive_conv2d(signs, case.weight().numpy(), **case.geometry))
 
 
 @pytest.mark.parametrize("name", CONV_CASES)
 def test_sums_match_loops(backend: str, name: str) -> None:
     case = CONV_CASES[name]
     sums = bitsliced_conv2d(case.planes(), case.taps(), **case.geometry, backend=backend)
-    naive = naive_conv2d(
-        case.signs().numpy().astype(np.int32), case.weight().numpy(), **case.geometry
-    )
-    assert_close(sums[..., : case.batch], torch.from_numpy(naive).movedim(0, -1))
+    assert_close(sums[..., : case.batch], looped(name).movedim(0, -1))
     assert_close(sums, expected_sums(case))
     assert sums.is_contiguous()
 
@@ -123,27 +137,28 @@ def test_random_convolutions(backend: str, case: ConvCase, with_residual: bool) 
 
 
 def test_thresholds_at_every_possible_sum(backend: str) -> None:
-    """Each t from below the least to above the greatest sum, flipped and not."""
-    case = ConvCase(batch=64, channels_per_group=2, outputs_per_group=1, density=1.0, image=(3, 3))
-    sums = expected_sums(case)
-    bound = 2 * 9 + 1
-    for limit in range(-bound, bound + 1):
-        for flip in (False, True):
-            operands: dict[str, Any] = {
-                "threshold": torch.tensor([limit], dtype=torch.int32),
-                "flip": torch.tensor([flip]),
-            }
-            planes = bitsliced_conv2d_sign(
-                case.planes(), case.taps(), **operands, **case.geometry, backend=backend
-            )
-            assert_close(planes, expected_decisions(sums, operands))
+    """Each t from below the least to above the greatest sum, flipped and not, a channel each."""
+    case = ConvCase(batch=64, channels_per_group=1, outputs_per_group=1, image=(3, 3), density=1.0)
+    kernel = case.weight().double()
+    x = case.signs()
+    x[:2] = torch.cat([kernel, -kernel])  # agree everywhere, and nowhere
+    limits = torch.arange(-10, 11, dtype=torch.int32).repeat(2)
+    channels = limits.numel()
+    operands = {"threshold": limits, "flip": torch.arange(channels) >= channels // 2}
+    weight = case.weight().expand(channels, -1, -1, -1)
+    planes = bitsliced_conv2d_sign(
+        pack_bits(x, 0), Taps.from_dense(weight), **operands, **case.geometry, backend=backend
+    )
+    sums = F.conv2d(x, weight.double(), padding=1).to(torch.int32).movedim(0, -1)
+    assert {int(sums.min()), int(sums.max())} == {-9, 9}
+    assert_close(planes, expected_decisions(sums, operands))
 
 
 def test_thread_count_does_not_change_the_result(backend: str) -> None:
     case = ConvCase(batch=130, outputs_per_group=7)
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1,) if backend == "triton" else (1, 2, 3):
             torch.set_num_threads(threads)
             sums = bitsliced_conv2d(case.planes(), case.taps(), **case.geometry, backend=backend)
             assert_close(sums, expected_sums(case))
@@ -296,3 +311,63 @@ def test_compiles_as_one_graph(backend: str) -> None:
     )
     assert_close(sums, expected_sums(case))
     assert_close(decisions, expected_decisions(expected_sums(case), operands))
+
+
+@needs_triton
+@pytest.mark.parametrize("size", [1, 4, 8, 16, 32, 56])
+@pytest.mark.parametrize("row", [2, 4, 16, 64, 96])
+def test_launches_fit_the_device(size: int, row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside the interpreter: 128-bit loads where the batch allows, and enough programs."""
+    from mpt_fast.kernels.bitsliced_conv2d import triton
+
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    outputs = 512
+    launch = triton.Launch.of(size * size, row, outputs, sign=True)
+    assert row % launch.across == 0  # loads carry no mask
+    assert launch.pixels * launch.across <= triton.TILE_WORDS
+    if row % 4 == 0 and launch.pixels * launch.across >= 128:
+        assert launch.words_per_thread == 4
+    tiles = -(-size * size // launch.pixels) * row // launch.across
+    programs = tiles * -(-outputs // launch.outputs)
+    assert 1 <= launch.outputs <= triton.OUTPUTS_PER_PROGRAM
+    assert programs >= triton.PROGRAMS or launch.outputs == 1
+
+
+@needs_triton
+def test_planes_hold_every_count() -> None:
+    from mpt_fast.kernels.bitsliced_conv2d import triton
+
+    for most in (0, 1, 255, 256, 1023, 1024, 2**20 - 1):
+        assert most < 2 ** (4 + triton.high_planes(most))
+    with pytest.raises(ValueError, match="counter planes"):
+        triton.high_planes(2**20)
+    assert (triton.group_of(511), triton.group_of(512)) == (16, 32)
+
+
+@needs_triton
+@pytest.mark.parametrize("route", ["adders", "int8"])
+def test_the_measured_table_chooses_the_route(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpt_fast.kernels.bitsliced_conv2d import triton, triton_int8
+
+    case = ConvCase(batch=64)
+    asked: list[costs.Case] = []
+
+    def measured(of: costs.Case) -> list[str]:
+        asked.append(of)
+        return ["reference", "triton/int8" if route == "int8" else "triton", "triton/other"]
+
+    ran: list[str] = []
+    for name, module in (("adders", triton), ("int8", triton_int8)):
+        run = module.run
+
+        def recorded(*operands: Any, name: str = name, run: Any = run) -> Tensor:
+            ran.append(name)
+            return run(*operands)
+
+        monkeypatch.setattr(module, "run", recorded)
+    monkeypatch.setattr(costs, "ranking", measured)
+    sums = bitsliced_conv2d(case.planes(), case.taps(), **case.geometry, backend="triton")
+    assert_close(sums, expected_sums(case))
+    assert ran == [route]
+    taps = case.taps().index.numel()
+    assert asked == [costs.Case("bitsliced_conv2d", (64 * 30, 4, 27, taps))]

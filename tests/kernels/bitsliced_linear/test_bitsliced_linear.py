@@ -21,7 +21,7 @@ from mpt_fast.kernels.bitsliced_linear import bitsliced_linear, bitsliced_linear
 from mpt_fast.kernels.pack_bits.reference import pack_bits, unpack_bits
 from mpt_fast.kernels.taps import Taps
 
-backend = backend_fixture(op.BACKENDS)
+backend = backend_fixture(op.BACKENDS, routes=("adders", "int8"))
 
 INT32 = torch.iinfo(torch.int32)
 

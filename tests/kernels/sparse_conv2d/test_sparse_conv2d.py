@@ -19,6 +19,7 @@ from kernel_cases import (
 )
 from torch import Tensor
 
+from mpt_fast.kernels import backend as backends
 from mpt_fast.kernels.backend import BackendError
 from mpt_fast.kernels.sparse_conv2d import op, sparse_conv2d
 from mpt_fast.kernels.taps import Taps
@@ -82,6 +83,23 @@ def test_random_convolutions(
     assert_close(out, expected(case, x, value, bias))
 
 
+@pytest.mark.skipif(not backends.triton_available(), reason="Triton is not installed")
+@pytest.mark.parametrize("name", ["3x3 padded", "one image", "stride 2", "grouped", "unpadded"])
+def test_images_in_the_lanes(name: str) -> None:
+    """As a packed network calls Triton: [C, H, W, N] to [O, Ho, Wo, N]."""
+    from mpt_fast.kernels.geometry import make_geometry
+    from mpt_fast.kernels.sparse_conv2d import triton
+
+    case = CONV_CASES[name]
+    layer = triton.prepare(case.taps(), case.image, make_geometry(**case.geometry))
+    x = case.floats(torch.float64)
+    expected = F.conv2d(x, case.weight().double(), **case.geometry).permute(1, 2, 3, 0)
+    for lanes in (x.permute(1, 2, 3, 0), x.permute(1, 2, 3, 0).contiguous()):
+        out = triton.run_lanes(lanes, layer)
+        assert_close(out, expected)
+        assert out.is_contiguous()
+
+
 def test_zero_valued_taps_are_legal(backend: str) -> None:
     """A weight that RigL has just grown is kept and still 0."""
     case = ConvCase(density=1.0)
@@ -99,7 +117,7 @@ def test_thread_count_does_not_change_the_result(backend: str) -> None:
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1,) if backend == "triton" else (1, 2, 3):
             torch.set_num_threads(threads)
             results.append(sparse_conv2d(x, case.taps(), **case.geometry, backend=backend))
     finally:

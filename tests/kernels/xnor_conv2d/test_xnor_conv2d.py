@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from kernel_cases import CONV_CASES, PROPERTY, ConvCase, conv_cases, naive_conv2d
 from torch import Tensor
 
+from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import BackendError
 from mpt_fast.kernels.pack_bits.reference import pack_bits
-from mpt_fast.kernels.taps import KernelList
+from mpt_fast.kernels.taps import KernelList, Taps
 from mpt_fast.kernels.xnor_conv2d import op, xnor_conv2d
 
 backend = backend_fixture(op.BACKENDS)
@@ -24,6 +26,11 @@ CASES = {name: case for name, case in CONV_CASES.items() if case.kernel == (3, 3
     "wide": ConvCase(image=(2, 67), outputs_per_group=2),
     "one full word wide": ConvCase(image=(2, 64), outputs_per_group=2),
     "depthwise": ConvCase(groups=5, channels_per_group=1, outputs_per_group=2),
+    "small images side by side": ConvCase(batch=17, image=(3, 5)),
+    "many channels": ConvCase(channels_per_group=90, outputs_per_group=2, image=(3, 3)),
+    "many channels, all kept": ConvCase(
+        channels_per_group=90, outputs_per_group=2, image=(3, 3), density=1.0
+    ),
 }
 
 
@@ -46,6 +53,23 @@ def test_matches_loops(backend: str, name: str) -> None:
     )
     assert_close(sums, torch.from_numpy(naive))
     assert sums.is_contiguous()
+
+
+@pytest.mark.skipif(not backends.triton_available(), reason="Triton is not installed")
+@pytest.mark.parametrize("name", CASES)
+def test_planes_of_a_packed_network(name: str) -> None:
+    """Triton also reads its patches from images in the lanes; bits past the batch mean nothing."""
+    from mpt_fast.kernels.geometry import make_geometry
+    from mpt_fast.kernels.xnor_conv2d import triton
+
+    case = CASES[name]
+    geometry = make_geometry(**case.geometry)
+    layer = triton.prepare(kernels_of(case), case.channels_per_group, case.image, geometry)
+    planes = case.planes()
+    if case.batch % 64:
+        planes[..., -1] |= -1 << (case.batch % 64)
+    expected = F.conv2d(case.signs(), case.weight().double(), **case.geometry)
+    assert_close(triton.run(planes, layer, case.batch), expected.to(torch.int32))
 
 
 @PROPERTY
@@ -76,6 +100,32 @@ def test_no_kernels_at_all(backend: str) -> None:
     assert kernels.channel.numel() == 0
     sums = xnor_conv2d(rows_of(case), 5, kernels, **case.geometry, backend=backend)
     assert_close(sums, torch.zeros(3, 4, 6, 5, dtype=torch.int32))
+
+
+def test_more_taps_than_sixteen_bits_count(backend: str) -> None:
+    # 65 700 taps; the Triton kernel counts in 32 bits, and its interpreter would take minutes.
+    channels = 40 if backend == "triton" else 7300
+    rows = torch.full((2, channels, 3, 1), 7)
+    rows[1] = 0
+    kernels = KernelList.from_taps(Taps.from_dense(torch.ones(1, channels, 3, 3, dtype=torch.int8)))
+    sums = xnor_conv2d(rows, 3, kernels, padding=1, backend=backend)
+    inside = torch.tensor([[4, 6, 4], [6, 9, 6], [4, 6, 4]], dtype=torch.int32) * channels
+    assert_close(sums, torch.stack([inside, -inside]).unsqueeze(1))
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the engine is not built on this machine")
+@pytest.mark.parametrize("name", ["grouped", "wide", "many channels"])
+def test_threads_do_not_change_the_engine_s_sums(name: str) -> None:
+    case = CASES[name]
+    arrays = [tensor.numpy() for tensor in kernels_of(case)]
+    geometry = case.geometry.values()
+    one, three = (
+        cpu.engine().xnor_conv2d(
+            rows_of(case).numpy(), case.image[1], *arrays, *geometry, threads=threads
+        )
+        for threads in (1, 3)
+    )
+    np.testing.assert_array_equal(one, three)
 
 
 def _with(tensor: Tensor, position: int, value: int) -> Tensor:

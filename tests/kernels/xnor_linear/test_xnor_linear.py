@@ -1,5 +1,6 @@
 """Shared suite of xnor_linear, on every backend."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_close, backend_fixture
@@ -7,6 +8,7 @@ from hypothesis import given
 from kernel_cases import LINEAR_CASES, PROPERTY, LinearCase, linear_cases
 from torch import Tensor
 
+from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import BackendError
 from mpt_fast.kernels.pack_bits.reference import pack_bits
 from mpt_fast.kernels.taps import Taps
@@ -37,6 +39,31 @@ def test_matches_python_integers(backend: str, name: str) -> None:
 def test_random_layers(backend: str, case: LinearCase) -> None:
     sums = xnor_linear(packed_input(case), *pack_weight(case.taps()), backend=backend)
     assert_close(sums, (case.signs() @ case.weight().double().T).to(torch.int32))
+
+
+# Whole and partial vectors of 1, 4 and 8 words, fewer and more than eight vectors.
+@pytest.mark.parametrize("inputs", [64, 255, 256, 300, 511, 512, 2048, 2300, 4608])
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_every_number_of_words(backend: str, inputs: int, density: float) -> None:
+    case = LinearCase(batch=6, inputs=inputs, outputs=3, density=density)
+    sums = xnor_linear(packed_input(case), *pack_weight(case.taps()), backend=backend)
+    assert_close(sums, (case.signs() @ case.weight().double().T).to(torch.int32))
+
+
+def test_weights_that_need_a_mask_only_at_the_end(backend: str) -> None:
+    case = LinearCase(batch=3, inputs=1300, outputs=2, density=1.0)
+    weight = case.weight()
+    weight[1, 700:] *= torch.arange(600) % 3 > 0
+    sums = xnor_linear(packed_input(case), *pack_weight(Taps.from_dense(weight)), backend=backend)
+    assert_close(sums, (case.signs() @ weight.double().T).to(torch.int32))
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the engine is not built on this machine")
+def test_threads_do_not_change_the_engine_s_sums() -> None:
+    case = LinearCase(batch=70, inputs=3000, outputs=40)
+    operands = [t.numpy() for t in (packed_input(case), *pack_weight(case.taps()))]
+    one, three = (cpu.engine().xnor_linear(*operands, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
 
 
 def test_bits_that_mean_nothing_are_ignored(backend: str) -> None:

@@ -1,0 +1,1 @@
+"""The Triton backend on the GPU of this machine: checks, then timings, then the cost table."""

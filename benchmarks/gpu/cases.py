@@ -1,0 +1,383 @@
+"""What is timed: layers, elementwise operations, selection; each with its baselines and its name in
+the cost table."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.checks import BACKENDS, route
+from benchmarks.gpu.networks import batches, networks, packed_network
+from benchmarks.gpu.setting import TOLERANCE, Run, Setting, Timing, require_close, require_equal
+from mpt_fast.kernels import costs
+from mpt_fast.kernels.binary_activation import binary_activation
+from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign
+from mpt_fast.kernels.bitsliced_conv2d import triton as adders
+from mpt_fast.kernels.bitsliced_conv2d.op import cost_case
+from mpt_fast.kernels.bitsliced_linear import bitsliced_linear
+from mpt_fast.kernels.geometry import make_geometry
+from mpt_fast.kernels.masked_conv2d import masked_conv2d
+from mpt_fast.kernels.masked_conv2d import triton as products
+from mpt_fast.kernels.masked_linear import masked_linear
+from mpt_fast.kernels.masked_weight import effective_weight, score_gradient
+from mpt_fast.kernels.pack_bits import pack_bits, unpack_bits
+from mpt_fast.kernels.select_topk import select_topk
+from mpt_fast.kernels.sparse_conv2d import sparse_conv2d
+from mpt_fast.kernels.sparse_linear import sparse_linear
+from mpt_fast.kernels.taps import KernelList, Taps
+from mpt_fast.kernels.xnor_conv2d import xnor_conv2d
+from mpt_fast.kernels.xnor_linear import pack_weight, xnor_linear
+from mpt_fast.packed.gpu import routes
+from mpt_fast.packed.gpu.convolutions import bit_launch, real_launch
+from mpt_fast.runtime import program
+
+LAYERS = {"64@32x32": (64, 32), "128@16x16": (128, 16), "256@8x8": (256, 8), "512@4x4": (512, 4)}
+DENSITIES = (0.5, 0.2, 0.1, 0.05)
+GEOMETRY = make_geometry(padding=1)
+
+
+Make = Callable[[], Timing]
+
+
+def _layers(setting: Setting) -> dict[str, tuple[int, int]]:
+    return {"4@5x5": (4, 5)} if setting.dry else LAYERS
+
+
+def training_layer(setting: Setting, name: str, channels: int, size: int) -> Timing:
+    """One 3x3 layer of a ticket in bfloat16, batch 256: each product alone."""
+    batch = 2 if setting.dry else 256
+    x = setting.image(batch, channels, size, size, dtype=torch.bfloat16)
+    weight, scores = (setting.image(channels, channels, 3, 3) for _ in range(2))
+    chosen = select_topk([weight], [scores], 0.5, "reference")
+    code, gain = chosen.codes[0], torch.tensor(1.0, device=setting.device)
+    dense = code.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    layer = products.Layer.of((size, size), code.shape, GEOMETRY)
+    rows, compact = products.nhwc(x), products.nhwc(code)
+    y = torch.randn_like(rows)
+    formed = products.FromScores(
+        products.nhwc(weight), products.nhwc(scores), chosen.thresholds[0], chosen.tie_limits[0]
+    )
+    require_close(
+        f"masked_conv2d {name}",
+        products.nchw(products.masked_conv2d_fwd(rows, compact, gain, layer), torch.channels_last),
+        F.conv2d(x.double(), dense.double(), padding=1),
+        TOLERANCE[torch.bfloat16],
+    )
+    grads = (products.nhwc(weight), products.nhwc(scores))
+
+    def backward(needs: list[bool]) -> Run:
+        dy = y.permute(0, 3, 1, 2)
+        return lambda: torch.ops.aten.convolution_backward(
+            dy, x, dense, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*needs, False]
+        )
+
+    return Timing(
+        f"masked {name}, batch {batch}, bf16",
+        {
+            "baseline cuDNN forward": lambda: F.conv2d(x, dense, padding=1),
+            "baseline cuDNN dgrad": backward([True, False]),
+            "baseline cuDNN wgrad": backward([False, True]),
+            "forward from codes": lambda: products.masked_conv2d_fwd(rows, compact, gain, layer),
+            "forward from scores": lambda: products.masked_conv2d_fwd(rows, formed, gain, layer),
+            "dgrad from codes": lambda: products.masked_conv2d_bwd_x(y, compact, gain, layer),
+            "dgrad from scores": lambda: products.masked_conv2d_bwd_x(y, formed, gain, layer),
+            "wgrad and score gradient": lambda: products.masked_conv2d_bwd_weight(
+                y, rows, *grads, layer, 1.0, (False, True)
+            ),
+        },
+    )
+
+
+def training_calls(setting: Setting, name: str, channels: int, size: int) -> Timing:
+    """Forward and both gradients of that layer, as a training step calls it."""
+    batch = 2 if setting.dry else 256
+    x = setting.image(batch, channels, size, size, dtype=torch.bfloat16).requires_grad_()
+    weight = setting.image(channels, channels, 3, 3)
+    scores = setting.image(channels, channels, 3, 3).requires_grad_()
+    code = select_topk([weight], [scores.detach()], 0.5, "reference").codes[0]
+    gain = torch.tensor(1.0, device=setting.device)
+    upstream = torch.randn_like(x)
+
+    def step(backend: str) -> Run:
+        def run() -> object:
+            out = masked_conv2d(x, weight, scores, code, gain, padding=1, backend=backend)
+            return torch.autograd.grad(out, (x, scores), upstream)
+
+        return run
+
+    operation = costs.typed("masked_conv2d", x.dtype)
+    case = costs.product(operation, batch * size * size, code.shape)
+    runs, table = _by_backend({case: step})
+    return Timing(f"masked {name}, batch {batch}, whole calls", runs, table, graphs=False)
+
+
+def packed_layer(
+    setting: Setting, name: str, channels: int, size: int, density: float, batch: int
+) -> Timing:
+    """One 3x3 layer of kept +1/-1 weights on every route of a packed network."""
+    x = setting.normal(batch, channels, size, size)
+    code = setting.ternary((channels, channels, 3, 3), density)
+    bits, real = _program_layers(code, size, batch)
+    planes = pack_bits(x, 0, "reference")
+    lanes = x.permute(1, 2, 3, 0).contiguous()
+    runs: dict[str, Run] = {}
+    table: dict[costs.Case, dict[str, str]] = {}
+    for layer, operand in ((bits, planes), (real, lanes)):
+        results: dict[str, Tensor] = {}
+        for way in layer.routes:
+            launch = (
+                bit_launch(way, layer.step, layer.source, x.device)
+                if layer is bits
+                else real_launch(way, layer.step, layer.source, x.dtype, x.device)
+            )
+            results[way] = launch(operand, None, batch)
+            runs[f"packed {layer.kind}, {way}"] = functools.partial(launch, operand, None, batch)
+        _require_alike(f"{name} {layer.kind}", results, batch)
+        table[layer.case] = {f"triton/{r}": f"packed {layer.kind}, {r}" for r in layer.routes}
+    signs = (2.0 * (x >= 0) - 1).to(torch.bfloat16)
+    signs = signs.contiguous(memory_format=torch.channels_last)
+    dense = code.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    runs["baseline cuDNN bf16 channels_last"] = lambda: F.conv2d(signs, dense, padding=1)
+    if density == DENSITIES[0] or setting.dry:
+        runs |= _dense_baselines(setting, signs, dense, code)
+    return Timing(f"packed {name}, batch {batch}, density {density}", runs, table, rounds=10)
+
+
+def _program_layers(code: Tensor, size: int, batch: int) -> tuple[routes.Layer, routes.Layer]:
+    """The layer as a packed program has it: bits to bits, and real to real."""
+    channels = code.shape[0]
+    taps = Taps.from_dense(code.cpu())
+    arrays = (taps.indptr.numpy(), taps.index.numpy(), taps.value.numpy())
+    kept = program.Taps(taps.shape, *arrays)
+    cut, flip = np.zeros(channels, np.int32), np.zeros(channels, np.bool_)
+    sign = program.ConvSign(src=0, taps=kept, padding=(1, 1), threshold=cut, flip=flip)
+    conv = program.Conv(src=0, taps=kept, padding=(1, 1))
+    values = [program.Value(kind, channels, size, size) for kind in ("bits", "f32")]
+    return (
+        routes.Layer(sign, "bits", values[0], values[0], batch),
+        routes.Layer(conv, "f32", values[1], values[1], batch),
+    )
+
+
+def _require_alike(name: str, results: dict[str, Tensor], batch: int) -> None:
+    """Every route gives what the first one gives, in the lanes of the batch."""
+    (first, want), *others = results.items()
+    for way, got in others:
+        if got.dtype == torch.int64:
+            mine, theirs = (unpack_bits(v, batch, -1, torch.int8, "reference") for v in (got, want))
+            require_equal(f"{name}: {way} and {first}", mine, theirs)
+        else:
+            require_close(f"{name}: {way} and {first}", got, want, 1e-5)
+
+
+def packed_calls(
+    setting: Setting, name: str, channels: int, size: int, density: float, batch: int
+) -> Timing:
+    """The packed operations on that layer, as they are called without a packed network."""
+    x = setting.normal(batch, channels, size, size)
+    taps = Taps.from_dense(setting.ternary((channels, channels, 3, 3), density))
+    kernels = KernelList.from_taps(taps)
+    planes, rows = pack_bits(x, 0, "reference"), pack_bits(x, -1, "reference")
+    cut = torch.zeros(channels, dtype=torch.int32, device=setting.device)
+    flip = torch.zeros(channels, dtype=torch.bool, device=setting.device)
+    image = (size, size)
+    popcount = costs.product(
+        "xnor_conv2d", batch * size * size, taps.shape, kernels.channel.numel()
+    )
+    operation = costs.typed("sparse_conv2d", x.dtype)
+    real = costs.product(operation, batch * size * size, taps.shape, taps.index.numel())
+    runs, table = _by_backend(
+        {
+            popcount: lambda name: lambda: xnor_conv2d(rows, size, kernels, 1, 1, backend=name),
+            real: lambda name: lambda: sparse_conv2d(x, taps, None, 1, 1, backend=name),
+        }
+    )
+    _add_routes(
+        runs,
+        table,
+        cost_case("bitsliced_conv2d", planes, taps, image),
+        lambda name: bitsliced_conv2d(planes, taps, 1, 1, backend=name),
+    )
+    _add_routes(
+        runs,
+        table,
+        cost_case("bitsliced_conv2d_sign", planes, taps, image),
+        lambda name: bitsliced_conv2d_sign(planes, taps, cut, flip, 1, 1, backend=name),
+    )
+    title = f"packed {name}, batch {batch}, density {density}, whole calls"
+    return Timing(title, runs, table, rounds=3, graphs=False)
+
+
+def _add_routes(
+    runs: dict[str, Run],
+    table: dict[costs.Case, dict[str, str]],
+    case: costs.Case,
+    call: Callable[[str], object],
+) -> None:
+    """A bit-sliced call on each route and on the reference, and their places in the table."""
+
+    def by(name: str) -> Run:
+        def run() -> object:
+            with route(name):
+                return call("triton")
+
+        return run
+
+    operation = case.operation
+    runs |= {f"{operation}, triton {name}": by(name) for name in adders.ROUTES}
+    runs[f"{operation}, reference"] = lambda: call("reference")
+    table[case] = {
+        "triton": f"{operation}, triton adders",
+        "triton/int8": f"{operation}, triton int8",
+        "reference": f"{operation}, reference",
+    }
+
+
+def _dense_baselines(setting: Setting, x: Tensor, dense: Tensor, code: Tensor) -> dict[str, Run]:
+    """torch.compile max-autotune, and the layer's matrix product alone in int8 and in 2:4."""
+    columns = x.shape[0] * x.shape[2] * x.shape[3]
+    weight = code.flatten(1).to(torch.int8)
+    # The product without the gathering of patches, which flatters both baselines.
+    patches = torch.ones((columns, weight.shape[1]), dtype=torch.int8, device=setting.device)
+    narrow = patches.to(torch.bfloat16)
+    pruned = torch.ones_like(weight, dtype=torch.bfloat16)
+    pruned[:, 1::4] = 0
+    pruned[:, 2::4] = 0
+    runs: dict[str, Run] = {}
+    compiled = torch.compile(
+        lambda: F.conv2d(x, dense, padding=1),
+        mode=None if setting.dry else "max-autotune-no-cudagraphs",
+        backend="eager" if setting.dry else "inductor",
+    )
+    runs["baseline torch.compile max-autotune bf16"] = compiled
+    runs["baseline int8 product alone"] = lambda: torch._int_mm(patches, weight.t())
+    kept: list[Tensor] = []
+
+    def two_of_four() -> object:
+        if not kept:
+            kept.append(torch.sparse.to_sparse_semi_structured(pruned))
+        return torch.mm(kept[0], narrow.t())
+
+    runs["baseline 2:4 bf16 product alone"] = two_of_four
+    return runs
+
+
+def linear_layers(setting: Setting) -> Timing:
+    """A hidden layer of a classifier: masked in training, and every packed form."""
+    batch, width = (3, 9) if setting.dry else (512, 1024)
+    x = setting.normal(batch, width)
+    code = setting.ternary((width, width), 0.1)
+    taps = Taps.from_dense(code)
+    planes, words = pack_bits(x, 0, "reference"), pack_bits(x, 1, "reference")
+    weight = pack_weight(taps)
+    half = x.to(torch.bfloat16)
+    real = setting.normal(width, width)
+    gain = torch.tensor(1.0, device=setting.device)
+    forms: dict[costs.Case, Callable[[str], Run]] = {
+        costs.product(costs.typed("masked_linear", half.dtype), batch, code.shape): lambda name: (
+            lambda: masked_linear(half, real, real, code, gain, backend=name)
+        ),
+        costs.product("xnor_linear", batch, weight[0].shape): lambda name: (
+            lambda: xnor_linear(words, *weight, name)
+        ),
+        costs.product(
+            costs.typed("sparse_linear", x.dtype), batch, taps.shape, taps.index.shape[0]
+        ): lambda name: lambda: sparse_linear(x, taps, None, name),
+    }
+    runs, table = _by_backend(forms)
+    _add_routes(
+        runs,
+        table,
+        cost_case("bitsliced_linear", planes, taps, (1, 1)),
+        lambda name: bitsliced_linear(planes, taps, name),
+    )
+    runs["baseline bf16 linear"] = lambda: F.linear(half, code.to(torch.bfloat16))
+    title = f"linear {width}, batch {batch}, density 0.1, whole calls"
+    return Timing(title, runs, table, graphs=False)
+
+
+def elementwise(setting: Setting) -> Timing:
+    """The operations that one pass over memory bounds, against PyTorch."""
+    count = 1000 if setting.dry else 1 << 24
+    x = setting.normal(count // 8, 8)
+    code = setting.ternary((count // 8, 8), 0.5)
+    gain = torch.tensor(0.5, device=setting.device)
+    planes = pack_bits(x, 0, "reference")
+    forms: dict[costs.Case, Callable[[str], Run]] = {
+        costs.elements(costs.typed("binary_activation", x.dtype), count): lambda name: (
+            lambda: binary_activation(x, name)
+        ),
+        costs.elements(costs.typed("effective_weight", x.dtype), count): lambda name: (
+            lambda: effective_weight(code, gain, x.dtype, name)
+        ),
+        costs.elements(costs.typed("score_gradient", x.dtype), count): lambda name: (
+            lambda: score_gradient(x, x, x, 1.0, name)
+        ),
+        costs.elements(costs.typed("pack_bits", x.dtype), count): lambda name: (
+            lambda: pack_bits(x, 0, name)
+        ),
+        costs.elements(costs.typed("unpack_bits", x.dtype), planes.numel() * 64): lambda name: (
+            lambda: unpack_bits(planes, x.shape[0], 0, backend=name)
+        ),
+    }
+    runs, table = _by_backend(forms)
+    runs["baseline one read and one write"] = lambda: x.neg()
+    return Timing(f"elementwise, {count} entries, whole calls", runs, table, graphs=False)
+
+
+def selection(setting: Setting) -> Timing:
+    """Exact selection of ResNet-18's number of scores, against PyTorch's ways to a threshold."""
+    count = 1000 if setting.dry else 11_164_352
+    weights, scores = setting.normal(2, count)
+    kept = count // 5
+    case = costs.elements("select_topk", count)
+    return Timing(
+        f"selection of {count} scores",
+        {
+            "select_topk, triton": lambda: select_topk([weights], [scores], 0.8, "triton"),
+            "select_topk, reference": lambda: select_topk([weights], [scores], 0.8, "reference"),
+            "baseline sort": lambda: scores.abs().sort(),
+            "baseline topk": lambda: scores.abs().topk(kept),
+            "baseline kthvalue": lambda: scores.abs().kthvalue(count - kept),
+            "baseline one read": lambda: scores.sum(),
+        },
+        {case: {name: f"select_topk, {name}" for name in BACKENDS}},
+        rounds=5,
+        graphs=False,
+    )
+
+
+def _by_backend(
+    forms: dict[costs.Case, Callable[[str], Run]],
+) -> tuple[dict[str, Run], dict[costs.Case, dict[str, str]]]:
+    """Runs of each form on each backend, and their places in the table."""
+    runs = {
+        f"{case.operation}, {name}": make(name) for case, make in forms.items() for name in BACKENDS
+    }
+    table = {case: {name: f"{case.operation}, {name}" for name in BACKENDS} for case in forms}
+    return runs, table
+
+
+def timings(setting: Setting) -> Iterator[Make]:
+    """Everything but the training steps, the most telling first; made when it is their turn."""
+    yield functools.partial(selection, setting)
+    for network in networks(setting):
+        for batch in batches(setting):
+            yield functools.partial(packed_network, setting, network, batch)
+    for name, sizes in _layers(setting).items():
+        yield functools.partial(training_layer, setting, name, *sizes)
+    calls: list[Make] = []
+    for batch in (2,) if setting.dry else (512, 1):
+        for density in DENSITIES[:1] if setting.dry else DENSITIES:
+            for name, sizes in _layers(setting).items():
+                arguments = (setting, name, *sizes, density, batch)
+                yield functools.partial(packed_layer, *arguments)
+                calls.append(functools.partial(packed_calls, *arguments))
+    yield functools.partial(linear_layers, setting)
+    yield functools.partial(elementwise, setting)
+    for name, sizes in _layers(setting).items():
+        yield functools.partial(training_calls, setting, name, *sizes)
+    yield from calls

@@ -1,0 +1,122 @@
+"""How well the cost model predicts layers and networks it was not fitted on.
+
+    python -m benchmarks.planner
+
+The relative error of a step is (predicted - measured) / measured; measured is the least of a few
+runs, as in the fit. Steps under 20 microseconds are left out: there the clock itself is felt.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+import mpt_fast as mpt
+from mpt_fast.benchmark.run import images, ticket
+from mpt_fast.measure.timing import percentile
+from mpt_fast.runtime import Program, calibration, planner
+from mpt_fast.runtime.engine import CompiledProgram
+from mpt_fast.runtime.synthetic import Synthetic
+
+REPEATS = 7
+SHORTEST = 20e-6
+
+
+def layers() -> list[tuple[str, Program, int]]:
+    """(what, program, batch): shapes, densities and kernel sizes that calibration does not have."""
+    found = []
+    for channels, side, size in ((48, 12, 3), (96, 10, 3), (192, 6, 3), (384, 4, 3), (64, 8, 5)):
+        bits = Synthetic((channels, side, side), seed=7)
+        source = bits.combine(0, "bits")
+        real = Synthetic((channels, side, side), seed=8)
+        for density in (0.35, 0.15, 0.07, 0.03):
+            bits.sign(source, channels, size, density)
+            real.real(0, channels, size, density)
+        bits.sums(source, channels, 1, 0.25)
+        bits.pool(source, 2)
+        real.pool(0, 2)
+        real.real(0, channels, size, 0.12, binary=False)
+        found += [("layers", bits.program(), 512), ("layers", real.program(), 48)]
+    return found
+
+
+def networks() -> list[tuple[str, Program, int]]:
+    """The same of whole networks, at batches that go in the lanes image by image: the others have
+    no prediction."""
+    found = []
+    for name in ("vgg_small", "resnet18"):
+        for kind, batches in (("binary", (512, 64)), ("relu", (64, 32))):
+            packed = mpt.pack(ticket(name, kind, 0.9), images(1, (3, 32, 32)), "cpu")
+            found += [(f"{name} {kind}", packed.program, batch) for batch in batches]
+    return found
+
+
+def errors(program: Program, batch: int, threads: int = 1) -> list[tuple[str, float, float]]:
+    """(case, predicted, measured) of every step that takes long enough."""
+    compiled = CompiledProgram(program, program.input_kind)
+    costs = calibration.costs(compiled.isa, threads)
+    blocks = {"images": calibration.blocks(compiled, batch)}
+    predicted = planner.ways(program, blocks, costs)[0].steps
+    x = np.random.default_rng(0).standard_normal((batch, *program.input)).astype(np.float32)
+    times = []
+    for _ in range(REPEATS + 1):
+        compiled(x, threads)
+        times.append(compiled.step_times())
+    measured = np.min(times[1:], axis=0)
+    found = []
+    joined = 0.0  # of steps done inside a later one, which have no time of their own
+    for choice, seconds in zip(predicted, measured, strict=True):
+        joined += choice.seconds or 0.0
+        if seconds == 0:
+            continue
+        if choice.seconds is not None and seconds >= SHORTEST:
+            found.append((choice.case, joined, float(seconds)))
+        joined = 0.0
+    return found
+
+
+def report() -> dict[str, Any]:
+    """Seconds of a fit, and per group of programs the errors of steps and of whole programs."""
+    isa = CompiledProgram(layers()[0][1], "f32").isa
+    start = time.perf_counter()
+    calibration.fit(calibration.measure(isa, 1))
+    found: dict[str, Any] = {"fit_seconds": time.perf_counter() - start, "isa": isa}
+    groups: dict[str, list[float]] = {}
+    wholes = []
+    for name, program, batch in [*layers(), *networks()]:
+        steps = errors(program, batch)
+        for case, predicted, measured in steps:
+            group = f"held-out {case}" if name == "layers" else "steps of networks"
+            groups.setdefault(group, []).append(predicted / measured - 1)
+        if name != "layers":
+            total = sum(predicted for _, predicted, _ in steps)
+            wholes.append(total / sum(measured for _, _, measured in steps) - 1)
+    groups["whole networks"] = wholes
+    found["errors"] = {
+        group: {
+            "count": len(values),
+            "median": statistics.median(map(abs, values)),
+            "p90": percentile([abs(v) for v in values], 0.9),
+            "worst": max(values, key=abs),
+        }
+        for group, values in groups.items()
+    }
+    return found
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """The report as lines of Markdown."""
+    lines = ["| | steps | median error | 90th percentile | worst |", "|---|---|---|---|---|"]
+    for group, error in sorted(found["errors"].items()):
+        lines.append(
+            f"| {group} | {error['count']} | {error['median']:.0%} | {error['p90']:.0%} "
+            f"| {error['worst']:+.0%} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    result = report()
+    print(f"fitted in {result['fit_seconds']:.2f} s ({result['isa']})\n")
+    print("\n".join(table(result)))

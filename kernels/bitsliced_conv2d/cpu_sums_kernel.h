@@ -1,0 +1,396 @@
+// Counts of bit-sliced convolutions as numbers: written out as integer sums, or two of them joined
+// into a sign without leaving the registers.
+//
+// A running count lies in planes: bit k of every lane in plane k. Within every field of 16 lanes,
+// planes and lanes form a square of bits; its transpose is 16 vectors of 16-bit counts, vector j of
+// lane j of every field.
+#pragma once
+
+#include "bitsliced_conv2d/cpu_kernel.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+constexpr int kFields = 4 * kWords;  // groups of 16 lanes in a vector of bits
+constexpr int kMaxPositions = 16;
+
+// Planes of one position, zeros from the channel's own number on up to 8, 16 or 32.
+struct alignas(64) Planes {
+    Bits bits[32];
+};
+
+// RAISED: from the constants that make the counts of all classes comparable.
+template <int K, bool RAISED>
+static void count_planes(const BitConvTask& t, int64_t o, const Position* positions, int64_t count,
+                         Planes* result) {
+    const BitChannel channel = t.channels[o];
+    const uint64_t* constants = t.constants + channel.constants;  // one class: see cpu_layer
+    for (int64_t i = 0; i < count; ++i) {
+        Bits planes[K];
+        if constexpr (RAISED)
+            start_quads<K>(planes, t.quad_constants, t, t.ordered[o], positions[i]);
+        else
+            for (int k = 0; k < K; ++k) planes[k] = splat(constants[k]);
+        if constexpr (kQuads)
+            if (t.quads)
+                add_taps<K>(planes, t.ordered[o],
+                            QuadTaps{positions[i].input, t.quads + t.ordered[o].first});
+        if (!kQuads || !t.quads) add_taps<K>(planes, channel, t.offsets, positions[i].input);
+        for (int k = 0; k < K; ++k) result[i].bits[k] = planes[k];
+        for (int k = K; k < (K <= 8 ? 8 : K <= 16 ? 16 : 32); ++k) result[i].bits[k] = Bits{};
+    }
+}
+
+template <bool RAISED>
+static void channel_planes(const BitConvTask& t, int64_t o, const Position* positions,
+                           int64_t count, Planes* result) {
+    const auto function = MPT_BY_PLANES(count_planes, RAISED, t.channels[o].planes);
+    function(t, o, positions, count, result);
+}
+
+template <int SHIFT>
+MPT_INLINE void exchange(Bits& low, Bits& high, uint64_t mask) {
+    const Bits moved = ((low >> SHIFT) ^ high) & splat(mask);
+    high ^= moved;
+    low ^= moved << SHIFT;
+}
+
+// Transposes the squares of N bits by N rows, N = 8 or 16.
+template <int N>
+MPT_INLINE void transpose(Bits* rows) {
+    if constexpr (N == 16)
+        for (int i = 0; i < 8; ++i) exchange<8>(rows[i], rows[i + 8], 0x00ff00ff00ff00ff);
+    for (int i = 0; i < N / 2; ++i)
+        exchange<4>(rows[i / 4 * 8 + i % 4], rows[i / 4 * 8 + i % 4 + 4], 0x0f0f0f0f0f0f0f0f);
+    for (int i = 0; i < N / 2; ++i)
+        exchange<2>(rows[i / 2 * 4 + i % 2], rows[i / 2 * 4 + i % 2 + 2], 0x3333333333333333);
+    for (int i = 0; i < N / 2; ++i)
+        exchange<1>(rows[2 * i], rows[2 * i + 1], 0x5555555555555555);
+}
+
+// Sixteen vectors of 16-bit counts from the lowest 8 planes, or from 16.
+MPT_INLINE void counts_of(const Bits* planes, bool few, Bits* counts) {
+    if (few) {
+        for (int k = 0; k < 8; ++k) counts[k] = planes[k];
+        transpose<8>(counts);
+        for (int k = 0; k < 8; ++k) {
+            counts[k + 8] = (counts[k] >> 8) & splat(0x00ff00ff00ff00ff);
+            counts[k] &= splat(0x00ff00ff00ff00ff);
+        }
+    } else {
+        for (int k = 0; k < 16; ++k) counts[k] = planes[k];
+        transpose<16>(counts);
+    }
+}
+
+// The same counts with the 16 lanes of a group side by side.
+struct alignas(64) Groups {
+    uint16_t counts[kFields][kGroup];
+};
+
+#if MPT_VECTOR_BYTES >= 32
+#if MPT_VECTOR_BYTES == 64
+typedef __m512i Words;
+#define MPT_INTRINSIC(NAME) _mm512_##NAME
+// The unmasked forms warn of an uninitialised operand in gcc 11 and 12.
+#define MPT_UNPACK(NAME, MASK, A, B) _mm512_maskz_##NAME(MASK(-1), A, B)
+#else
+typedef __m256i Words;
+#define MPT_INTRINSIC(NAME) _mm256_##NAME
+#define MPT_UNPACK(NAME, MASK, A, B) _mm256_##NAME(A, B)
+#endif
+
+// Transposes 8 rows of 16-bit elements within every 128 bits.
+MPT_INLINE void transpose_words(Words* rows) {
+    Words pairs[8], fours[8];
+    for (int i = 0; i < 4; ++i) {
+        pairs[2 * i] = MPT_INTRINSIC(unpacklo_epi16)(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = MPT_INTRINSIC(unpackhi_epi16)(rows[2 * i], rows[2 * i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; ++k) {
+            const Words a = pairs[i + k], b = pairs[i + 2 + k];
+            fours[i + 2 * k] = MPT_UNPACK(unpacklo_epi32, __mmask16, a, b);
+            fours[i + 2 * k + 1] = MPT_UNPACK(unpackhi_epi32, __mmask16, a, b);
+        }
+    for (int i = 0; i < 4; ++i) {
+        rows[2 * i] = MPT_UNPACK(unpacklo_epi64, __mmask8, fours[i], fours[i + 4]);
+        rows[2 * i + 1] = MPT_UNPACK(unpackhi_epi64, __mmask8, fours[i], fours[i + 4]);
+    }
+}
+
+MPT_INLINE void group_counts(const Bits* counts, Groups* groups) {
+    for (int half = 0; half < 2; ++half) {
+        Words rows[8];
+        for (int i = 0; i < 8; ++i) rows[i] = (Words)counts[8 * half + i];
+        transpose_words(rows);
+        for (int i = 0; i < 8; ++i) {
+            uint16_t lanes[kFields];
+            memcpy(lanes, &rows[i], sizeof lanes);
+            for (int block = 0; block < kFields / 8; ++block)
+                memcpy(groups->counts[8 * block + i] + 8 * half, lanes + 8 * block, 16);
+        }
+    }
+}
+#else
+MPT_INLINE void group_counts(const Bits* counts, Groups* groups) {
+    for (int j = 0; j < kGroup; ++j)
+        for (int field = 0; field < kFields; ++field)
+            groups->counts[field][j] = uint16_t(counts[j] >> (16 * field));
+}
+#endif
+
+// Where the words of a position belong, computed once for all channels.
+struct Place {
+    int64_t out[kWords];     // bytes from the row's start to the word's first group
+    int32_t groups[kWords];  // in use
+    int32_t border[kWords];  // class index
+};
+
+MPT_INLINE int64_t set_positions(const BitConvTask& t, int64_t row, int64_t word, int64_t most,
+                                 Position* positions, Place* places) {
+    const int64_t row_class = t.row_classes[row] * t.column_class_count;
+    int64_t count = 0;
+    for (; count < most && word < t.end_word; ++count, word += kWords) {
+        set_position(t, row, word, &positions[count]);
+        Place& place = places[count];
+        for (int w = 0; w < kWords; ++w) {
+            const int64_t at = word + (w < positions[count].words ? w : 0);
+            const int64_t x = at / t.words, within = at % t.words;
+            const int64_t left = t.groups_of_lanes - within * 4;
+            place.out[w] = x * t.output.pixel_bytes + within * 4 * t.output.group_bytes;
+            place.groups[w] = int32_t(left < 0 ? 0 : left < 4 ? left : 4);
+            place.border[w] = int32_t(row_class + t.column_classes[x]);
+        }
+    }
+    return count;
+}
+
+MPT_INLINE int64_t positions_together(const BitConvTask& t) {
+    return t.block_vectors < kMaxPositions ? t.block_vectors : kMaxPositions;
+}
+
+MPT_INLINE int32_t sum_offset(const BitConvTask& t, int64_t o, int32_t border) {
+    return t.channels[o].sum_bias + t.balances[o * t.class_count + border];
+}
+
+// Writes S = scale * count - offset of the lanes in use.
+MPT_INLINE void store_sums(const BitConvTask& t, int32_t planes, int32_t scale,
+                           const int32_t* offsets, int32_t words, const Place& place,
+                           const Bits* bits, char* out) {
+    const bool shorts = t.output.kind == Kind::kShorts;
+    Bits counts[16];
+    Groups low, high;
+    counts_of(bits, planes <= 8, counts);
+    group_counts(counts, &low);
+    if (planes > 16) {
+        counts_of(bits + 16, false, counts);
+        group_counts(counts, &high);
+    }
+    for (int32_t w = 0; w < words; ++w) {
+        char* to = out + place.out[w];
+        for (int32_t g = 0; g < place.groups[w]; ++g, to += t.output.group_bytes) {
+            const uint16_t* from = low.counts[4 * w + g];
+            if (shorts) {
+                int16_t sums[kGroup];
+                for (int i = 0; i < kGroup; ++i)
+                    sums[i] = int16_t(scale * from[i] - offsets[w]);
+                memcpy(to, sums, sizeof sums);
+                continue;
+            }
+            int32_t sums[kGroup];
+            for (int i = 0; i < kGroup; ++i) {
+                const int32_t upper = planes > 16 ? high.counts[4 * w + g][i] << 16 : 0;
+                sums[i] = scale * (upper | from[i]) - offsets[w];
+            }
+            memcpy(to, sums, sizeof sums);
+        }
+    }
+}
+
+#if MPT_VECTOR_BYTES == 64
+// Planes of the larger of two numbers into the first.
+MPT_INLINE void take_larger(Bits* planes, const Bits* other, int32_t count) {
+    Bits larger = Bits{};  // of the planes so far, the lowest first
+    for (int32_t k = 0; k < count; ++k) larger = majority(larger, other[k], ~planes[k]);
+    for (int32_t k = 0; k < count; ++k) planes[k] = choose(larger, other[k], planes[k]);
+}
+
+// The largest sums of the windows of one row of the result.
+static void pooled_sums(const BitConvTask& t, int64_t row, int64_t begin, int64_t end) {
+    Position positions[kMaxPositions];
+    Planes planes[kMaxPositions];
+    const auto count = int32_t(t.pool_h * t.pool_w);
+    for (int64_t word = 0; word < t.end_word; word += kWords) {
+        const int64_t x = word / kWords;  // a pixel is a vector
+        Place place;
+        for (int w = 0; w < kWords; ++w) {
+            const int64_t left = t.groups_of_lanes - w * 4;
+            place.out[w] = x * t.output.pixel_bytes + w * 4 * t.output.group_bytes;
+            place.groups[w] = int32_t(left < 0 ? 0 : left < 4 ? left : 4);
+        }
+        BitConvTask conv = t;  // words of its own rows
+        conv.end_word = (x + 1) * t.pool_w * kWords;
+        for (int32_t i = 0; i < count; ++i)
+            set_position(conv, row * t.pool_h + i / t.pool_w, (x * t.pool_w + i % t.pool_w) * kWords,
+                         &positions[i]);
+        for (int64_t o = begin; o < end; ++o) {
+            prefetch_ahead(t, o - begin, end - begin, positions + count - t.pool_w, t.pool_w);
+            channel_planes<true>(t, o, positions, count, planes);
+            const int32_t own = t.channels[o].planes;
+            Bits most[32], other[32];  // plane 0 is the odd one
+            for (int32_t k = own + 1; k < 16; ++k) most[k] = Bits{};
+            for (int32_t i = 0; i < count; ++i) {
+                Bits* to = i ? other : most;
+                const uint8_t odd = t.odd[positions[i].index[0] * t.output.channels + o];
+                to[0] = splat_half(-int32_t(odd));
+                for (int32_t k = 0; k < own; ++k) to[k + 1] = planes[i].bits[k];
+                if (i) take_larger(most, other, own + 1);
+            }
+            int32_t offsets[kWords];
+            for (int32_t& offset : offsets) offset = t.bias[o];
+            store_sums(t, own + 1, 1, offsets, kWords, place, most,
+                       t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes);
+        }
+    }
+}
+
+#endif
+
+static void bit_conv_sums(const BitConvTask& t, int64_t row, int64_t begin, int64_t end) {
+#if MPT_VECTOR_BYTES == 64
+    if (t.pool_h) return pooled_sums(t, row, begin, end);
+#endif
+    Position positions[kMaxPositions];
+    Place places[kMaxPositions];
+    Planes planes[kMaxPositions];
+    const int64_t block = positions_together(t);
+    for (int64_t word = 0; word < t.end_word; word += block * kWords) {
+        const int64_t count = set_positions(t, row, word, block, positions, places);
+        for (int64_t o = begin; o < end; ++o) {
+            prefetch_ahead(t, o - begin, end - begin, positions, count);
+            channel_planes<false>(t, o, positions, count, planes);
+            char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
+            for (int64_t i = 0; i < count; ++i) {
+                int32_t offsets[kWords];
+                for (int w = 0; w < kWords; ++w)
+                    offsets[w] = sum_offset(t, o, places[i].border[w]);
+                store_sums(t, t.channels[o].planes, 2, offsets, positions[i].words, places[i],
+                           planes[i].bits, out);
+            }
+        }
+    }
+}
+
+// Per word the constant of a SumsRule, for counts instead of sums.
+MPT_INLINE void rule_constants(const BitPairTask& t, const SumsRule& rule, int64_t o,
+                               const Place& first, const Place& second, int words,
+                               int32_t* constants) {
+    for (int w = 0; w < words; ++w)
+        constants[w] = rule.constant - rule.first * sum_offset(t.first, o, first.border[w]) -
+                       rule.second * sum_offset(t.second, o, second.border[w]);
+}
+
+// Lanes where first * S1 + second * S2 + constant >= 0, S = 2 * count - offset.
+#if MPT_VECTOR_BYTES >= 32
+MPT_INLINE Bits apply_rule(const SumsRule& rule, const int32_t* constants, bool uniform,
+                           const Bits* first, const Bits* second) {
+    const Words factors = MPT_INTRINSIC(set1_epi32)(
+        int32_t(uint32_t(uint16_t(2 * rule.first)) | uint32_t(uint16_t(2 * rule.second)) << 16));
+    Words even = MPT_INTRINSIC(set1_epi32)(constants[0]), odd = even;
+    if (!uniform) {  // the lower half of 128 bits is one word, the upper half the next
+        int32_t lanes[2][MPT_VECTOR_BYTES / 4];
+        for (int w = 0; w < kWords; ++w)
+            for (int i = 0; i < 4; ++i) lanes[w % 2][w / 2 * 4 + i] = constants[w];
+        memcpy(&even, lanes[0], sizeof even);
+        memcpy(&odd, lanes[1], sizeof odd);
+    }
+    Words negative = (Words)Bits{};
+    const Words top = MPT_INTRINSIC(set1_epi16)(int16_t(0x8000));
+    for (int j = 0; j < kGroup; ++j) {
+        const Words a = (Words)first[j], b = (Words)second[j];
+        const Words low = MPT_INTRINSIC(add_epi32)(
+            MPT_INTRINSIC(madd_epi16)(MPT_INTRINSIC(unpacklo_epi16)(a, b), factors), even);
+        const Words high = MPT_INTRINSIC(add_epi32)(
+            MPT_INTRINSIC(madd_epi16)(MPT_INTRINSIC(unpackhi_epi16)(a, b), factors), odd);
+        const Bits sign = (Bits)MPT_INTRINSIC(packs_epi32)(low, high) & (Bits)top;
+        negative = (Words)((Bits)MPT_INTRINSIC(srli_epi16)(negative, 1) | sign);
+    }
+    return ~(Bits)negative;
+}
+#else
+MPT_INLINE Bits apply_rule(const SumsRule& rule, const int32_t* constants, bool,
+                           const Bits* first, const Bits* second) {  // one word: always uniform
+    Bits result = 0;
+    for (int j = 0; j < kGroup; ++j)
+        for (int field = 0; field < kFields; ++field) {
+            const int32_t a = first[j] >> (16 * field) & 0xffff;
+            const int32_t b = second[j] >> (16 * field) & 0xffff;
+            const int32_t value = 2 * rule.first * a + 2 * rule.second * b + constants[0];
+            result |= Bits(value >= 0) << (16 * field + j);
+        }
+    return result;
+}
+#endif
+
+// The float64 formula itself, for channels that no SumsRule describes.
+static __attribute__((noinline)) Bits apply_formula(const BitPairTask& t, int64_t o,
+                                                    const Place& first_place,
+                                                    const Place& second_place, const Bits* first,
+                                                    const Bits* second) {
+    const double* f = t.formula + 4 * o;
+    int32_t offsets[2][kWords];
+    for (int w = 0; w < kWords; ++w) {
+        offsets[0][w] = sum_offset(t.first, o, first_place.border[w]);
+        offsets[1][w] = sum_offset(t.second, o, second_place.border[w]);
+    }
+    uint16_t fields[kFields] = {};
+    for (int j = 0; j < kGroup; ++j) {
+        uint16_t a[kFields], b[kFields];
+        memcpy(a, &first[j], sizeof a);
+        memcpy(b, &second[j], sizeof b);
+        for (int i = 0; i < kFields; ++i) {
+            const double s1 = 2 * a[i] - offsets[0][i / 4], s2 = 2 * b[i] - offsets[1][i / 4];
+            const double value = s1 * f[0] + f[1] + (s2 * f[2] + f[3]);
+            fields[i] = uint16_t(fields[i] | int(value >= 0) << j);
+        }
+    }
+    return load<Bits>(fields);
+}
+
+static void bit_conv_pair(const BitPairTask& t, int64_t row, int64_t begin, int64_t end) {
+    Position first[kMaxPositions], second[kMaxPositions];
+    Place first_places[kMaxPositions], second_places[kMaxPositions];
+    Planes first_planes[kMaxPositions], second_planes[kMaxPositions];
+    const int64_t block = positions_together(t.first);
+    for (int64_t word = 0; word < t.first.end_word; word += block * kWords) {
+        const int64_t count = set_positions(t.first, row, word, block, first, first_places);
+        set_positions(t.second, row, word, block, second, second_places);
+        for (int64_t o = begin; o < end; ++o) {
+            prefetch_ahead(t.first, o - begin, end - begin, first, count);
+            prefetch_ahead(t.second, o - begin, end - begin, second, count);
+            channel_planes<false>(t.first, o, first, count, first_planes);
+            channel_planes<false>(t.second, o, second, count, second_planes);
+            char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
+            const SumsRule& rule = t.rules[o];
+            for (int64_t i = 0; i < count; ++i) {
+                Bits a[16], b[16], result;
+                counts_of(first_planes[i].bits, t.first.channels[o].planes <= 8, a);
+                counts_of(second_planes[i].bits, t.second.channels[o].planes <= 8, b);
+                if (rule.exact) {
+                    const bool uniform = first[i].classes == 1 && second[i].classes == 1;
+                    int32_t constants[kWords];
+                    rule_constants(t, rule, o, first_places[i], second_places[i],
+                                   uniform ? 1 : kWords, constants);
+                    result = apply_rule(rule, constants, uniform, a, b);
+                } else {
+                    result = apply_formula(t, o, first_places[i], second_places[i], a, b);
+                }
+                memcpy(out + place_in(t.output, first[i]), &result, size_t(first[i].words) * 8);
+            }
+        }
+    }
+}
+
+}  // namespace MPT_ISA
+}  // namespace mpt

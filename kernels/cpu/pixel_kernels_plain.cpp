@@ -1,0 +1,4 @@
+// The kernels with pixels in the lanes, compiled for one instruction set (see ISA_FLAGS in setup.py).
+#define MPT_ISA plain
+#define MPT_VECTOR_BYTES 16
+#include "cpu/pixel_kernel_list.h"

@@ -1,0 +1,115 @@
+// Sparse convolution of levels by +-1 taps, images in the lanes.
+#pragma once
+
+#include "sparse_conv2d/cpu_kernel.h"
+#include "sparse_conv2d/cpu_filtered_kernel.h"
+#include "sparse_conv2d/cpu_levels.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+template <bool WIDE, bool RESIDUAL>
+MPT_INLINE void finish_level_pixels(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                                    int64_t o, int rows, int columns, const char* sums,
+                                    const char* wide) {
+    constexpr int kParts = int(kLevelLanes) / kLevelVector;
+    const LevelAffine a = level_affine(t, o);
+    const bool real = t.output.kind == Kind::kF32;
+    // Of a vector's lanes from 16 on: a float's lie in the next group.
+    const int64_t next = real ? t.output.group_bytes : kGroup * 2;
+    for (int y = 0; y < rows; ++y) {
+        char* out = tile_origin(t.output, 2 * group, row + y, x, o);
+        const char* residual =
+            RESIDUAL ? tile_origin(t.residual, 2 * group, row + y, x, o) : nullptr;
+        for (int i = 0; i < columns; ++i, out += t.output.pixel_bytes) {
+#pragma GCC unroll 8
+            for (int p = 0; p < kParts; ++p) {
+                const int lane = p * kLevelVector;
+                const F32 value =
+                    finish_levels(a, sums + lane * 2, WIDE ? wide + lane * 4 : nullptr,
+                                  RESIDUAL ? residual + lane * 2 : nullptr);
+                char* to = out + lane / kGroup * next;
+                if (real)
+                    store(to + lane % kGroup * 4, clamp(value, a.low, a.high));
+                else
+                    store(to + lane % kGroup * 2, to_levels(value, a.low, a.high));
+            }
+            sums += kPixelBytes<uint16_t>;
+            if (WIDE) wide += 2 * kPixelBytes<uint16_t>;
+            if (RESIDUAL) residual += t.residual.pixel_bytes;
+        }
+    }
+}
+
+static __attribute__((noinline)) void finish_level_tile(const RealConvTask& t, int64_t group,
+                                                        int64_t row, int64_t x, int64_t o, int rows,
+                                                        int columns, const char* sums,
+                                                        const char* wide) {
+    const bool residual = t.residual.origin != nullptr;
+    if (wide)
+        residual ? finish_level_pixels<true, true>(t, group, row, x, o, rows, columns, sums, wide)
+                 : finish_level_pixels<true, false>(t, group, row, x, o, rows, columns, sums, wide);
+    else
+        residual
+            ? finish_level_pixels<false, true>(t, group, row, x, o, rows, columns, sums, nullptr)
+            : finish_level_pixels<false, false>(t, group, row, x, o, rows, columns, sums, nullptr);
+}
+
+template <int ROWS, int COLUMNS, bool UNIT>
+static void level_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x, int64_t begin,
+                       int64_t end, void* scratch) {
+    typedef Tile<uint16_t, ROWS, COLUMNS> Sums;
+    const char* input = t.input.origin + 2 * group * t.input.group_bytes + row * t.in_row_step +
+                        x * t.in_pixel_step;
+    const int64_t channels = t.output.channels;
+    alignas(64) char saved[Sums::kBytes];
+    for (int64_t block = 0; block < t.blocks; ++block) {
+        const bool last = block + 1 == t.blocks;
+        const RealRun* runs = t.runs + block * channels;
+        const Drain* drains = t.drains + block * channels;
+        char* partial = static_cast<char*>(scratch);
+        char* wide = partial + (end - begin) * Sums::kBytes;
+        for (int64_t o = begin; o < end; ++o, partial += Sums::kBytes, wide += 2 * Sums::kBytes) {
+            Sums tile;
+            if (block > 0 && drains[o] == Drain::kNone) {
+                tile.restore(partial);
+            } else {
+                if (block > 0) drain_levels(partial, Sums::kBytes / 2, drains[o], wide);
+                tile.each([](U16& sum) __attribute__((always_inline)) { sum = U16{}; });
+            }
+            add_run<uint16_t, true, UNIT>(t, runs[o], input, t.in_row_step, tile);
+            tile.save(last ? saved : partial, COLUMNS * kPixelBytes<uint16_t>);
+            if (last)
+                finish_level_tile(t, group, row, x, o, ROWS, COLUMNS, saved,
+                                  t.drained[o] ? wide : nullptr);
+        }
+    }
+}
+
+template <bool UNIT>
+struct LevelTiles {
+    typedef uint16_t Element;
+    template <int ROWS, int COLUMNS>
+    MPT_INLINE void tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                         int64_t begin, int64_t end, void* scratch) {
+        level_tile<ROWS, COLUMNS, UNIT>(t, group, row, x, begin, end, scratch);
+    }
+};
+
+static void real_conv(const RealConvTask& t, int64_t group, int64_t row, int64_t begin, int64_t end,
+                      void* scratch) {
+#if MPT_VECTOR_BYTES == 64
+    if (t.groups > 1) return filtered_groups(t, group, row, begin, end);
+#endif
+    if (t.input.kind == Kind::kF32)
+        real_conv_of<float>(t, group, row, begin, end, scratch);
+    else if (t.input.kind == Kind::kF64)
+        real_conv_of<double>(t, group, row, begin, end, scratch);
+    else if (t.in_pixel_step == kPixelBytes<uint16_t>)
+        each_row<LevelTiles<true>>(t, group, row, begin, end, scratch);
+    else
+        each_row<LevelTiles<false>>(t, group, row, begin, end, scratch);
+}
+
+}  // namespace MPT_ISA
+}  // namespace mpt

@@ -1,0 +1,121 @@
+// Sparse convolution of levels by +-1 taps with pixels in the lanes, in the tiles of
+// cpu_pixels_kernel.h. Both layouts give the same bits, all sums being exact.
+#pragma once
+
+#include "sparse_conv2d/cpu_levels.h"
+#include "sparse_conv2d/cpu_pixels_kernel.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+// `sums` and `wide` (null: nothing was drained) have a vector of slack behind them.
+static __attribute__((noinline)) void finish_level_pixel_tile(const RealPixelTask& t, int64_t o,
+                                                              const PixelTile& tile,
+                                                              const char* sums, const char* wide) {
+    const LevelAffine a = level_affine(t, o);
+    const bool real = t.output_kind == Kind::kF32;
+    const int64_t size = real ? 4 : 2;
+    for (int64_t y = 0; y < tile.rows; ++y) {
+        const int64_t lane = (tile.row + y) * t.width + tile.column;
+        char* out = t.output + o * t.output_step + lane * size;
+        const char* residual = t.residual ? t.residual + o * t.residual_step + lane * 2 : nullptr;
+        for (int64_t x = 0; x < tile.columns; x += kLevelVector) {
+            const int64_t at = y * t.pitch + x;
+            const int64_t count =
+                tile.columns - x < kLevelVector ? tile.columns - x : int64_t(kLevelVector);
+            char other[sizeof(Levels)] = {};
+            if (residual) memcpy(other, residual + x * 2, size_t(count * 2));
+            const F32 value = finish_levels(a, sums + at * 2, wide ? wide + at * 4 : nullptr,
+                                            residual ? other : nullptr);
+            char lanes[sizeof(F32)];
+            if (real)
+                store(lanes, clamp(value, a.low, a.high));
+            else
+                store(lanes, to_levels(value, a.low, a.high));
+            if (count == kLevelVector)  // a constant size is one store
+                memcpy(out + x * size, lanes, size_t(kLevelVector * size));
+            else
+                memcpy(out + x * size, lanes, size_t(count * size));
+        }
+    }
+}
+
+// Output channels o to o + CHANNELS - 1 and the blocks of input channels from `block` to `last`.
+// `partial` holds their 16-bit sums between visits and, behind those, their 32-bit ones.
+template <int VECTORS, int CHANNELS>
+MPT_INLINE void level_pixel_channels(const RealPixelTask& t, const PixelTile& tile,
+                                     const char* input, int64_t o, int64_t block, int64_t last,
+                                     char* partial) {
+    constexpr int kBytes = VECTORS * int(sizeof(U16));
+    U16 sums[CHANNELS][VECTORS + 1];
+#pragma GCC unroll 2
+    for (int c = 0; c < CHANNELS; ++c)
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; ++v)
+            sums[c][v] = block > 0 ? load<U16>(partial + c * 3 * kBytes + v * int(sizeof(U16))) : U16{};
+    for (int64_t b = block; b < last; ++b) {
+        const Drain* drains = t.drains + b * t.channels + o;
+#pragma GCC unroll 2
+        for (int c = 0; c < CHANNELS; ++c) {
+            if (__builtin_expect(drains[c] == Drain::kNone, 1)) continue;
+            char* own = partial + c * 3 * kBytes;
+#pragma GCC unroll 16
+            for (int v = 0; v < VECTORS; ++v) store(own + v * int(sizeof(U16)), sums[c][v]);
+            drain_levels(own, kBytes / 2, drains[c], own + kBytes);
+#pragma GCC unroll 16
+            for (int v = 0; v < VECTORS; ++v) sums[c][v] = U16{};
+        }
+        add_pixel_runs<uint16_t, VECTORS, CHANNELS, true>(t, t.runs + b * t.channels + o, input,
+                                                          sums);
+    }
+#pragma GCC unroll 2
+    for (int c = 0; c < CHANNELS; ++c) {
+        char* own = partial + c * 3 * kBytes;
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; ++v) store(own + v * int(sizeof(U16)), sums[c][v]);
+        if (last == t.blocks)
+            finish_level_pixel_tile(t, o + c, tile, own, t.drained[o + c] ? own + kBytes : nullptr);
+    }
+}
+
+template <int VECTORS>
+static void level_pixel_tile(const RealPixelTask& t, const PixelTile& tile, int64_t begin,
+                             int64_t end, void* scratch) {
+    constexpr int64_t kBytes = 3 * VECTORS * int64_t(sizeof(U16));
+    const char* input = t.stage + (tile.row * t.pitch + tile.column) * 2;
+    for (int64_t block = 0; block < t.blocks; block += t.visit) {
+        const int64_t last = block + t.visit < t.blocks ? block + t.visit : t.blocks;
+        char* partial = static_cast<char*>(scratch);
+        int64_t o = begin;
+        if constexpr (VECTORS <= 4)
+            for (; o + 2 <= end; o += 2, partial += 2 * kBytes)
+                level_pixel_channels<VECTORS, 2>(t, tile, input, o, block, last, partial);
+        for (; o < end; ++o, partial += kBytes)
+            level_pixel_channels<VECTORS, 1>(t, tile, input, o, block, last, partial);
+    }
+}
+
+MPT_INLINE PixelTileFunction level_pixel_tile_for(int64_t vectors) {
+    static constexpr PixelTileFunction functions[kTileVectors] = {
+        &level_pixel_tile<1>, &level_pixel_tile<2>,  &level_pixel_tile<3>,  &level_pixel_tile<4>,
+        &level_pixel_tile<5>, &level_pixel_tile<6>,  &level_pixel_tile<7>,  &level_pixel_tile<8>,
+        &level_pixel_tile<9>, &level_pixel_tile<10>, &level_pixel_tile<11>, &level_pixel_tile<12>};
+    return functions[vectors - 1];
+}
+
+static void pixel_real_conv(const RealPixelTask& t, int64_t begin, int64_t end, void* scratch) {
+    const auto run = [&](int64_t lanes, const auto& function) __attribute__((always_inline)) {
+        each_pixel_tile(t, lanes, [&](const PixelTile& tile, int64_t vectors) {
+            function(vectors)(t, tile, begin, end, scratch);
+        });
+    };
+    if (is_levels(t.kind))
+        run(MPT_VECTOR_BYTES / 2, [](int64_t vectors) { return level_pixel_tile_for(vectors); });
+    else if (t.kind == Kind::kF32)
+        run(MPT_VECTOR_BYTES / 4, [&](int64_t v) { return real_pixel_tile_for<float>(t, v); });
+    else
+        run(MPT_VECTOR_BYTES / 8, [&](int64_t v) { return real_pixel_tile_for<double>(t, v); });
+}
+
+}  // namespace MPT_ISA
+}  // namespace mpt

@@ -1,0 +1,285 @@
+#include "sparse_conv2d/cpu_pixels.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "cpu/dispatch.h"
+#include "cpu/parallel.h"
+
+namespace mpt {
+namespace {
+
+constexpr int64_t kL1Budget = 24 * 1024;
+constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
+constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
+
+int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Copies columns first, first + step, ... of a row of `width` pixels; those outside are zeros.
+template <class T>
+void copy_row(const T* row, int64_t width, int64_t first, int64_t step, T* to, int64_t count) {
+    int64_t i = 0;
+    for (; i < count && first < 0; ++i, first += step) to[i] = 0;
+    if (step == 1) {
+        const int64_t some = std::clamp<int64_t>(width - first, 0, count - i);
+        std::copy_n(row + first, some, to + i);
+        i += some;
+    } else {
+        for (; i < count && first < width; ++i, first += step) to[i] = row[first];
+    }
+    for (; i < count; ++i) to[i] = 0;
+}
+
+}  // namespace
+
+RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* residual)
+    : conv_(conv), kind_(input.kind) {
+    const Geometry& g = conv.geometry_;
+    const Affine& affine = conv.affine_;
+    fused_ = is_levels(kind_) || (affine.operation != Operation::kSign &&
+                                  (!residual || residual->kind == kind_));
+    scales_ = affine.scale;
+    shifts_ = affine.shift;
+    if (scales_.empty()) {
+        scales_.assign(size_t(g.output.channels), 1.0);
+        shifts_.assign(size_t(g.output.channels), 0.0);
+    }
+    scales_.insert(scales_.end(), affine.residual_scale.begin(), affine.residual_scale.end());
+    shifts_.insert(shifts_.end(), affine.residual_shift.begin(), affine.residual_shift.end());
+
+    const int64_t reach_h = (g.kernel_h - 1) * g.dilation[0];
+    const int64_t reach_w = (g.kernel_w - 1) * g.dilation[1];
+    grid_ = {std::min(g.stride[0], reach_h + 1), std::min(g.stride[1], reach_w + 1),
+             g.output.height + reach_h / g.stride[0], g.output.width + reach_w / g.stride[1]};
+    const int64_t size = element_bytes(kind_);
+    if (g.input.channels * std::max(grid_.channel(), kGroup) * size >
+        std::numeric_limits<int32_t>::max())
+        fail("the input of a sparse convolution is larger than 2 GiB per image");
+    // The layer's taps in its own order, from their distances in the other layout.
+    const View view = input.view(nullptr, lanes_of(kind_));
+    points_ = g.input.height == 1 && g.input.width == 1 && grid_.channel() == 1 &&
+              !is_levels(kind_);
+    for (const int64_t bytes : conv.offsets_) {
+        const int64_t c = bytes / view.channel_bytes;
+        const int64_t y = bytes % view.channel_bytes / view.row_bytes;
+        const int64_t x = bytes % view.row_bytes / view.pixel_bytes;
+        const int64_t phase = y % g.stride[0] * grid_.phases_w + x % g.stride[1];
+        const int64_t at = (phase * grid_.rows + y / g.stride[0]) * grid_.columns + x / g.stride[1];
+        offsets_.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size));
+    }
+    if (kind_ != Kind::kF64 || affine.operation != Operation::kSign || residual ||
+        affine.scale.empty() || points_)
+        return;
+    filter_ = std::make_unique<SignFilter>(conv.taps_, affine, g.output.channels);
+    for (const int32_t offset : offsets_) float_offsets_.push_back(offset / 2);
+    float_weights_.assign(conv.weights_f64_.begin(), conv.weights_f64_.end());
+}
+
+int64_t RealPixels::parts(int64_t threads) const {
+    const int64_t outputs = conv_.geometry_.output.channels;
+    const int64_t least = fused_ ? 1 : (outputs + kFinishedTogether - 1) / kFinishedTogether;
+    return std::max(least, parts_per_row(1, outputs, threads));
+}
+
+int64_t RealPixels::grid_bytes(Kind kind) const {
+    if (points_) return 0;
+    return rounded(conv_.geometry_.input.channels * grid_.channel() * element_bytes(kind), 64) +
+           kSlack;
+}
+
+int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) const {
+    const int64_t outputs = conv_.geometry_.output.channels, count = parts(threads);
+    const int64_t vectors = kernels.tile_vectors * (is_levels(kind_) ? 3 : 1);
+    return ((outputs + count - 1) / count * vectors + 1) * kernels.vector_bytes;  // one of slack
+}
+
+int64_t RealPixels::stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const {
+    const Shape out = conv_.geometry_.output;
+    const int64_t sums =
+        fused_ ? 0
+               : out.channels * pixel_channel_bytes(kind_, images * out.height * out.width, kernels);
+    return grid_bytes(kind_) + (filter_ ? grid_bytes(Kind::kF32) : 0) +
+           threads * rounded(scratch_bytes(pixel_kernels_for(kernels), threads), 64) + sums;
+}
+
+void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* stage) const {
+    const Geometry& g = conv_.geometry_;
+    const int64_t size = element_bytes(kind_), width = g.input.width;
+    const char* pixels = input.channel(c) + image * input.pixels() * size;
+    char* to = stage + c * grid_.channel() * size;
+    for (int64_t top = 0; top < grid_.phases_h; ++top)
+        for (int64_t left = 0; left < grid_.phases_w; ++left)
+            for (int64_t q = 0; q < grid_.rows; ++q, to += grid_.columns * size) {
+                const int64_t y = q * g.stride[0] + top - g.padding[0], x = left - g.padding[1];
+                if (y < 0 || y >= g.input.height)
+                    std::memset(to, 0, size_t(grid_.columns * size));
+                else if (is_levels(kind_))
+                    copy_row(reinterpret_cast<const int16_t*>(pixels) + y * width, width, x,
+                             g.stride[1], reinterpret_cast<int16_t*>(to), grid_.columns);
+                else if (kind_ == Kind::kF32)
+                    copy_row(reinterpret_cast<const float*>(pixels) + y * width, width, x,
+                             g.stride[1], reinterpret_cast<float*>(to), grid_.columns);
+                else
+                    copy_row(reinterpret_cast<const double*>(pixels) + y * width, width, x,
+                             g.stride[1], reinterpret_cast<double*>(to), grid_.columns);
+            }
+}
+
+// Whole rows where several fit the registers, else parts of a row.
+void RealPixels::choose_tile(const PixelKernels& kernels, RealPixelTask* t) const {
+    const int64_t lanes = kernels.vector_bytes / element_bytes(t->kind);
+    const auto vectors = [&](int64_t rows) {
+        return ((rows - 1) * t->pitch + t->width + lanes - 1) / lanes;
+    };
+    t->tile_rows = 1;
+    t->tile_columns = t->width;
+    if (vectors(1) > kernels.tile_vectors) {
+        const int64_t tiles = (vectors(1) + kernels.tile_vectors - 1) / kernels.tile_vectors;
+        t->tile_columns = (vectors(1) + tiles - 1) / tiles * lanes;
+        return;
+    }
+    double least = 0;
+    for (int64_t rows = 1; rows <= t->height && vectors(rows) <= kernels.tile_vectors; ++rows) {
+        const int64_t rest = t->height % rows;
+        const double cost = double(t->height / rows) * (double(vectors(rows)) + kTileCost) +
+                            (rest > 0 ? double(vectors(rest)) + kTileCost : 0.0);
+        if (rows > 1 && cost >= least) continue;
+        least = cost;
+        t->tile_rows = rows;
+    }
+}
+
+RealPixelTask RealPixels::task(const PixelKernels& kernels, Kind kind) const {
+    const Geometry& g = conv_.geometry_;
+    const Affine& affine = conv_.affine_;
+    RealPixelTask t = {};
+    t.offsets = offsets_.data();
+    if (!conv_.weights_f32_.empty()) t.weights = conv_.weights_f32_.data();
+    if (!conv_.weights_f64_.empty()) t.weights = conv_.weights_f64_.data();
+    t.runs = conv_.runs_.data();
+    t.channels = g.output.channels;
+    t.blocks = conv_.blocks_;
+    t.kind = kind;
+    t.pitch = grid_.columns;
+    t.height = g.output.height;
+    t.width = g.output.width;
+    if (fused_) {
+        if (!affine.scale.empty()) {
+            t.scale = affine.scale.data();
+            t.shift = affine.shift.data();
+        }
+        t.residual_scale = affine.residual_scale.empty() ? nullptr : affine.residual_scale.data();
+        t.residual_shift = affine.residual_shift.data();
+        t.operation = affine.operation;
+    }
+    if (is_levels(kind_)) {
+        t.drains = conv_.drains_.data();
+        t.drained = conv_.drained_.data();
+    }
+    choose_tile(kernels, &t);
+    const int64_t rows = (t.tile_rows - 1) * g.stride[0] + (g.kernel_h - 1) * g.dilation[0] + 1;
+    const int64_t columns =
+        (t.tile_columns - 1) * g.stride[1] + (g.kernel_w - 1) * g.dilation[1] + 1;
+    const int64_t block = (g.group_channels + t.blocks - 1) / t.blocks;
+    t.visit = std::max<int64_t>(1, kL1Budget / (block * rows * columns * element_bytes(kind)));
+    return t;
+}
+
+// Signs of double values that are floats, decided as in double but mostly in float. False, and
+// nothing is decided, where some are not or the output's rows are no whole bytes.
+bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& input,
+                              const PixelView& output, int64_t threads, char* stage) const {
+    const Geometry& g = conv_.geometry_;
+    const int64_t outputs = g.output.channels, parts = parts_per_row(1, outputs, threads);
+    char* const floats = stage + grid_bytes(kind_);
+    char* const scratch = floats + grid_bytes(Kind::kF32);
+    const int64_t scratch_step = rounded(scratch_bytes(kernels, threads), 64);
+    RealPixelTask t = task(kernels, Kind::kF32);
+    if (t.width % 8 != 0 || (t.tile_columns != t.width && t.tile_columns % 8 != 0)) return false;
+    t.stage = floats;
+    t.offsets = float_offsets_.data();
+    if (!float_weights_.empty()) t.weights = float_weights_.data();
+    t.scale = conv_.affine_.scale.data();
+    t.shift = conv_.affine_.shift.data();
+    t.exact_stage = stage;
+    t.exact_offsets = offsets_.data();
+    if (!conv_.weights_f64_.empty()) t.exact_weights = conv_.weights_f64_.data();
+    t.output_step = output.channel_bytes;
+    for (int64_t image = 0; image < input.images; ++image) {
+        for_each(input.shape.channels, threads,
+                 [&](int64_t c, int64_t) { fill(input, image, c, stage); });
+        const float largest = kernels.narrow(reinterpret_cast<const double*>(stage),
+                                             g.input.channels * grid_.channel(),
+                                             reinterpret_cast<float*>(floats));
+        const SignLimits limits = filter_->limits(double(largest));
+        if (limits.doubtful) return false;
+        t.low = limits.low.data();
+        t.high = limits.high.data();
+        t.flips = limits.flips.data();
+        t.output = output.data + image * output.pixels() / 8;
+        for_each(parts, threads, [&](int64_t part, int64_t thread) {
+            kernels.real_conv(t, outputs * part / parts, outputs * (part + 1) / parts,
+                              scratch + thread * scratch_step);
+        });
+    }
+    return true;
+}
+
+void RealPixels::run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
+                     const PixelView& residual, int64_t threads, char* stage) const {
+    const PixelKernels& pixel_kernels = pixel_kernels_for(kernels);
+    const int64_t outputs = output.shape.channels, images = input.images;
+    if (filter_ && run_in_float(pixel_kernels, input, output, threads, stage)) return;
+    RealPixelTask t = task(pixel_kernels, kind_);
+    char* scratch = stage + grid_bytes(kind_);
+    const int64_t scratch_step = rounded(scratch_bytes(pixel_kernels, threads), 64);
+    PixelView sums = output;
+    if (!fused_) {
+        sums.kind = kind_;
+        sums.data = scratch + threads * scratch_step;
+        sums.channel_bytes = pixel_channel_bytes(kind_, output.lanes(), kernels);
+    }
+    const LevelRange range = level_range(output.kind, conv_.affine_.operation);
+    t.output_kind = output.kind;
+    t.low_level = range.low;
+    t.high_level = range.high;
+    t.output_step = sums.channel_bytes;
+    t.residual_step = residual.channel_bytes;
+
+    const View views[2] = {sums.groups(), residual.data ? residual.groups() : View{}};
+    CombineTask combine = {};
+    combine.output = output.groups();
+    combine.sources = views;
+    combine.source_count = residual.data ? 2 : 1;
+    combine.scales = scales_.data();
+    combine.shifts = shifts_.data();
+    combine.operation = conv_.affine_.operation;
+    combine.in_double = kind_ == Kind::kF64;
+
+    const int64_t step = points_ ? kGroup : 1, count = parts(threads);
+    for (int64_t image = 0; image < images; image += step) {
+        if (points_) {
+            t.stage = input.data + image * element_bytes(kind_);
+            t.pitch = kGroup;
+            t.width = t.tile_columns = std::min(step, images - image);
+        } else {
+            for_each(input.shape.channels, threads,
+                     [&](int64_t c, int64_t) { fill(input, image, c, stage); });
+            t.stage = stage;
+        }
+        const int64_t first = image * output.pixels();
+        t.output = sums.data + first * element_bytes(sums.kind);
+        t.residual =
+            fused_ && residual.data ? residual.data + first * element_bytes(kind_) : nullptr;
+        for_each(count, threads, [&](int64_t part, int64_t thread) {
+            const int64_t begin = outputs * part / count, end = outputs * (part + 1) / count;
+            pixel_kernels.real_conv(t, begin, end, scratch + thread * scratch_step);
+            if (!fused_ && image + step >= images)
+                for (int64_t o = begin; o < end; ++o)
+                    kernels.combine(combine, 0, o, 0, combine.output.height);
+        });
+    }
+}
+
+}  // namespace mpt

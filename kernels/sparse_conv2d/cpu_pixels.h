@@ -1,0 +1,51 @@
+// A sparse convolution with pixels in the lanes, made from one with images in the lanes.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "cpu/pixels.h"
+#include "sparse_conv2d/cpu_layer.h"
+#include "sparse_conv2d/cpu_sign_limits.h"
+
+namespace mpt {
+
+class RealPixels {
+   public:
+    // `conv` must outlive this and be prepared for `input`; `residual` is null without one.
+    RealPixels(const RealConv& conv, const Layout& input, const Layout* residual);
+
+    int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
+    // `residual.data` is null without one.
+    void run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
+             const PixelView& residual, int64_t threads, char* stage) const;
+
+   private:
+    // The stage of one image: per input channel its pixels by phase (the remainders of row and
+    // column by the stride), each phase with as many rows and columns as the taps reach.
+    struct Grid {
+        int64_t phases_h, phases_w, rows, columns;
+        int64_t channel() const { return phases_h * phases_w * rows * columns; }
+    };
+    int64_t parts(int64_t threads) const;
+    int64_t grid_bytes(Kind kind) const;
+    int64_t scratch_bytes(const PixelKernels& kernels, int64_t threads) const;
+    void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
+    void choose_tile(const PixelKernels& kernels, RealPixelTask* task) const;
+    RealPixelTask task(const PixelKernels& kernels, Kind kind) const;
+    bool run_in_float(const PixelKernels& kernels, const PixelView& input,
+                      const PixelView& output, int64_t threads, char* stage) const;
+
+    const RealConv& conv_;
+    Kind kind_;
+    bool fused_;  // the kernel writes the result itself; otherwise sums, and a combination follows
+    Grid grid_;
+    std::vector<int32_t> offsets_;
+    bool points_;  // 1x1 maps: kGroup images at a time, straight from the input
+    std::vector<double> scales_, shifts_;  // of the combination
+    std::unique_ptr<const SignFilter> filter_;  // of signs of double: see run_in_float
+    std::vector<int32_t> float_offsets_;
+    std::vector<float> float_weights_;
+};
+
+}  // namespace mpt
