@@ -116,6 +116,23 @@ void Program::join_sums() {
     }
 }
 
+// Results of which only the maxima of 2x2 go on are never stored.
+void Program::join_pools() {
+    const std::vector<int> count = uses();
+    for (size_t s = 0; s < steps_.size(); ++s) {
+        const auto* pool = as<PoolStep>(image_steps_[s]);
+        const int source = pool ? pool->sources()[0] : 0;
+        const auto* conv = source > 0 && count[source] == 1
+                               ? as<RealConvStep>(image_steps_[source - 1])
+                               : nullptr;
+        if (!conv || !pool->halves() || conv->sources().size() > 1 || conv->gives_signs()) continue;
+        const Shape &from = values_[source].layout.shape, &to = values_[s + 1].layout.shape;
+        if (to.height != from.height / 2 || to.width != from.width / 2) continue;  // ceil_mode
+        put(s, std::make_unique<PooledConvStep>(*conv));
+        image_steps_[source - 1] = nullptr;
+    }
+}
+
 // The sum of a residual block takes the place of its shortcut, where nothing reads that later.
 void Program::overwrite_residuals() {
     for (size_t s = 0; s < image_steps_.size(); ++s) {

@@ -242,6 +242,12 @@ MPT_INLINE void finish_lanes(typename Vector<T>::type* v, Operation operation, c
     }
 }
 
+// The larger of each lane. Not "lanes > best": a NaN wins and stays, as in PyTorch.
+template <class V>
+MPT_INLINE V larger(V best, V lanes) {
+    return ((lanes <= best) | (best != best)) ? best : lanes;
+}
+
 // The nearest integer (ties to the even one) inside [low, high], whose magnitudes are below 2^22, as
 // a 16-bit lane: adding 1.5 * 2^23 leaves it in the low bits.
 typedef int16_t Levels __attribute__((vector_size(MPT_VECTOR_BYTES / 2)));

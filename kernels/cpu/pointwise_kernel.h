@@ -126,11 +126,8 @@ MPT_INLINE void max_pool(const PoolTask& t, const Window& w, int64_t group, int6
     for (int64_t i = w.y0; i < w.y1; ++i, row += t.input.row_bytes) {
         const char* from = row;
         for (int64_t j = w.x0; j < w.x1; ++j, from += t.input.pixel_bytes)
-            for (int v = 0; v < kCount; ++v) {
-                const V lanes = load<V>(from + v * sizeof(V));
-                // Not "lanes > best": a NaN wins and stays, as in PyTorch.
-                best[v] = ((lanes <= best[v]) | (best[v] != best[v])) ? best[v] : lanes;
-            }
+            for (int v = 0; v < kCount; ++v)
+                best[v] = larger(best[v], load<V>(from + v * sizeof(V)));
     }
     memcpy(to, best, sizeof best);
 }

@@ -255,6 +255,7 @@ void Program::finish(int output) {
     find_sums();
     read_through_conversions();
     join_sums();
+    join_pools();
     overwrite_residuals();
     for (const auto& step : steps_) step->prepare(values_);
     for (const auto& step : joined_) step->prepare(values_);

@@ -72,6 +72,7 @@ class Program {
     void find_sums();
     void read_through_conversions();
     void join_sums();
+    void join_pools();
     void overwrite_residuals();
     void plan_buffers();
     PixelKernel pixel_kernel() const;

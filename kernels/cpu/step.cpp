@@ -179,6 +179,11 @@ std::unique_ptr<ImageStep> PoolStep::reading(int source) const {
     return std::make_unique<PoolStep>(source, shape_, average_, flips_);
 }
 
+void PooledConvStep::run(const StepContext& context, int output) const {
+    conv_.conv().run(context.kernels, context.view(sources_[0]), context.view(output), View{},
+                     context.active, context.threads, true);
+}
+
 BitPairStep::BitPairStep(const BitConvStep& first, const BitConvStep& second,
                          const CombineStep& combine)
     : ImageStep({first.sources()[0], second.sources()[0]}),

@@ -126,6 +126,7 @@ class RealConvStep : public Step {
     // The step that reads `source`, the same values in float, and decides the same signs.
     std::unique_ptr<ImageStep> filtered(int source) const;
     const Geometry& geometry() const { return conv_.geometry(); }
+    const RealConv& conv() const { return conv_; }
 
    private:
     RealConv conv_;
@@ -165,6 +166,11 @@ class PoolStep : public Step {
     int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
     void run_pixels(const PixelContext& context, int output) const override;
     bool average() const { return average_; }
+    // True of the maximum of 2x2 without overlap or padding.
+    bool halves() const {
+        return !average_ && shape_.kernel == Pair{2, 2} && shape_.stride == Pair{2, 2} &&
+               shape_.padding == Pair{0, 0};
+    }
     // The step that reads `source`, the same values in another kind.
     std::unique_ptr<ImageStep> reading(int source) const;
     const PoolShape& shape() const { return shape_; }
@@ -178,6 +184,17 @@ class PoolStep : public Step {
     std::vector<uint8_t> flips_;
     mutable std::once_flag planes_made_;
     mutable std::unique_ptr<PixelStage> planes_;
+};
+
+// A convolution of reals or levels whose results only a max-pool of 2x2 reads.
+class PooledConvStep : public ImageStep {
+   public:
+    // `conv` must outlive this.
+    explicit PooledConvStep(const RealConvStep& conv) : ImageStep(conv.sources()), conv_(conv) {}
+    void run(const StepContext& context, int output) const override;
+
+   private:
+    const RealConvStep& conv_;
 };
 
 // Two convolutions of bits and the sign of their sums' combination in one step.

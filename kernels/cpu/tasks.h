@@ -138,6 +138,8 @@ struct RealConvTask {
     int64_t in_row_step, in_pixel_step;
     Operation operation;
     bool channel_first;  // all tiles of a strip for one output channel, then the next channel
+    bool pooled;         // maxima of 2x2 results go out: `output` has half of `height` and `width`
+    int64_t height, width;  // of the results
     // Signs decided in float where that is certain, in double where it is not. Per channel: a sum of
     // at least `high` or below `low` decides, to ~flip and flip. Null: no such filter.
     const float* low;

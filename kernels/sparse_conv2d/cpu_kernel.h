@@ -17,6 +17,12 @@ constexpr int kTileColumns = MPT_VECTOR_BYTES == 64 || kVectors<T> <= 2 ? 4
                              : kVectors<T> == 4                         ? 2
                                                                         : 1;
 
+// Tiles of maxima of 2x2 pixels.
+template <class T>
+constexpr int kPooledRows = kTileRows<T> > 2 ? kTileRows<T> : 2;
+template <class T>
+constexpr int kPooledColumns = kTileRows<T> > 1 ? kTileColumns<T> : 2;
+
 template <class T, int ROWS, int COLUMNS>
 struct Tile {
     typedef typename Vector<T>::type V;
@@ -54,6 +60,21 @@ struct Tile {
     __attribute__((always_inline)) void save(char* to, int64_t row_step) {
         each(to, row_step, kPixelBytes<T>,
              [](V sum, char* at) __attribute__((always_inline)) { store(at, sum); });
+    }
+
+    // Maxima of 2x2 pixels to a map at `to`.
+    __attribute__((always_inline)) void save_maxima(char* to, int64_t row_step) {
+#pragma GCC unroll 4
+        for (int y = 0; y < ROWS; y += 2, to += row_step)
+#pragma GCC unroll 4
+            for (int x = 0; x < COLUMNS; x += 2)
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors<T>; ++v) {
+                    V best = larger(sums[y][x][v], sums[y][x + 1][v]);
+                    best = larger(best, sums[y + 1][x][v]);
+                    best = larger(best, sums[y + 1][x + 1][v]);
+                    store(to + x / 2 * kPixelBytes<T> + v * int(sizeof(V)), best);
+                }
     }
 
     __attribute__((always_inline)) void restore(const char* from) {
@@ -182,6 +203,10 @@ MPT_INLINE void finish_tile(const RealConvTask& t, int64_t group, int64_t row, i
         tile.each([](V& sum) __attribute__((always_inline)) {
             sum = sum < 0 ? V{} : sum;  // NaN passes through, as in PyTorch's relu
         });
+    if constexpr (ROWS % 2 == 0 && COLUMNS % 2 == 0)
+        if (t.pooled)
+            return tile.save_maxima(tile_origin(t.output, group, row / 2, x / 2, o),
+                                    t.output.row_bytes);
     tile.save(tile_origin(t.output, group, row, x, o), t.output.row_bytes);
 }
 
@@ -210,12 +235,12 @@ static void real_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t
     }
 }
 
-// The tiles of a strip of rows, whole ones and the rest at the edges. KERNEL has the Element type and
-// `tile<ROWS, COLUMNS>`, which computes output channels [begin, end) of one tile.
+// The tiles of a strip of rows, whole ones and the rest at the edges. KERNEL has kRows and kColumns, the
+// largest tile, and `tile<ROWS, COLUMNS>`, which computes output channels [begin, end) of one.
 template <class KERNEL, int ROWS, int COLUMNS>
 MPT_INLINE int64_t each_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
                              int64_t begin, int64_t end, void* scratch) {
-    for (; x + COLUMNS <= t.output.width; x += COLUMNS)
+    for (; x + COLUMNS <= t.width; x += COLUMNS)
         KERNEL::template tile<ROWS, COLUMNS>(t, group, row, x, begin, end, scratch);
     return x;
 }
@@ -223,7 +248,7 @@ MPT_INLINE int64_t each_tile(const RealConvTask& t, int64_t group, int64_t row, 
 template <class KERNEL, int ROWS>
 static void each_strip(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
                        int64_t end, void* scratch) {
-    constexpr int columns = kTileColumns<typename KERNEL::Element>;
+    constexpr int columns = KERNEL::kColumns;
     if (t.channel_first && end - begin > 1) {
         for (int64_t o = begin; o < end; ++o)
             each_strip<KERNEL, ROWS>(t, group, row, o, o + 1, scratch);
@@ -238,8 +263,8 @@ static void each_strip(const RealConvTask& t, int64_t group, int64_t row, int64_
 template <class KERNEL>
 MPT_INLINE void each_row(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
                          int64_t end, void* scratch) {
-    constexpr int most = kTileRows<typename KERNEL::Element>;
-    int64_t rows = t.output.height - row < most ? t.output.height - row : most;
+    constexpr int most = KERNEL::kRows;
+    int64_t rows = t.height - row < most ? t.height - row : most;
     if constexpr (most > 2)
         if (rows == 4) return each_strip<KERNEL, 4>(t, group, row, begin, end, scratch);
     if constexpr (most > 1)
@@ -250,7 +275,7 @@ MPT_INLINE void each_row(const RealConvTask& t, int64_t group, int64_t row, int6
 
 template <class T, bool SIGNS, bool UNIT>
 struct RealTiles {
-    typedef T Element;
+    static constexpr int kRows = kTileRows<T>, kColumns = kTileColumns<T>;
     template <int ROWS, int COLUMNS>
     MPT_INLINE void tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
                          int64_t begin, int64_t end, void* scratch) {
@@ -258,17 +283,30 @@ struct RealTiles {
     }
 };
 
+template <class T, class TILES>
+struct PooledTiles : TILES {
+    static constexpr int kRows = kPooledRows<T>, kColumns = kPooledColumns<T>;
+};
+
+template <class T, class TILES>
+MPT_INLINE void each_row_of(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
+                            int64_t end, void* scratch) {
+    if constexpr (kPooledRows<T> != kTileRows<T>)
+        if (t.pooled) return each_row<PooledTiles<T, TILES>>(t, group, row, begin, end, scratch);
+    each_row<TILES>(t, group, row, begin, end, scratch);
+}
+
 // Neighbouring outputs of most layers read neighbouring inputs: a constant distance for those.
 template <class T>
 MPT_INLINE void real_conv_of(const RealConvTask& t, int64_t group, int64_t row, int64_t begin,
                              int64_t end, void* scratch) {
     const bool unit = t.in_pixel_step == kPixelBytes<T>;
     if (t.weights)
-        unit ? each_row<RealTiles<T, false, true>>(t, group, row, begin, end, scratch)
-             : each_row<RealTiles<T, false, false>>(t, group, row, begin, end, scratch);
+        unit ? each_row_of<T, RealTiles<T, false, true>>(t, group, row, begin, end, scratch)
+             : each_row_of<T, RealTiles<T, false, false>>(t, group, row, begin, end, scratch);
     else
-        unit ? each_row<RealTiles<T, true, true>>(t, group, row, begin, end, scratch)
-             : each_row<RealTiles<T, true, false>>(t, group, row, begin, end, scratch);
+        unit ? each_row_of<T, RealTiles<T, true, true>>(t, group, row, begin, end, scratch)
+             : each_row_of<T, RealTiles<T, true, false>>(t, group, row, begin, end, scratch);
 }
 
 }  // namespace MPT_ISA

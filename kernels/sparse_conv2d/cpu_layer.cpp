@@ -170,9 +170,12 @@ void RealConv::order_taps(const View& input, std::vector<T>* weights) {
 }
 
 void RealConv::run(const KernelTable& kernels, const View& input, const View& output,
-                   const View& residual, int64_t active, int64_t threads) const {
+                   const View& residual, int64_t active, int64_t threads, bool pooled) const {
     const Geometry& g = geometry_;
     RealConvTask t = {};
+    t.pooled = pooled;
+    t.height = pooled ? 2 * output.height : output.height;
+    t.width = pooled ? 2 * output.width : output.width;
     t.input = input;
     t.input.origin -= g.padding[0] * input.row_bytes + g.padding[1] * input.pixel_bytes;
     t.output = output;
@@ -231,13 +234,15 @@ void RealConv::run(const KernelTable& kernels, const View& input, const View& ou
     t.channel_first = blocks_ == 1 && strip_bytes <= 2 * kL1Budget;
 
     const bool single = input.kind != Kind::kF64;  // levels: 32 of two bytes are 16 of four
-    const int64_t rows = single ? kernels.rows_f32 : kernels.rows_f64;
-    const int64_t strips = (g.output.height + rows - 1) / rows;
+    const int64_t rows =
+        std::max<int64_t>(single ? kernels.rows_f32 : kernels.rows_f64, pooled ? 2 : 1);
+    const int64_t strips = (t.height + rows - 1) / rows;
     const int64_t outputs = g.output.channels;
     const int64_t calls = (active + t.groups - 1) / t.groups;
     const int64_t parts = parts_per_row(strips * calls, outputs, threads);
     const int64_t most = (outputs + parts - 1) / parts;
-    const int64_t tile = single ? kernels.tile_f32 : kernels.tile_f64;
+    const int64_t tile =
+        std::max<int64_t>(single ? kernels.tile_f32 : kernels.tile_f64, pooled ? 4 : 1);
     const int64_t scratch_bytes =
         blocks_ > 1 ? (most * tile * kGroup * (levels ? 12 : single ? 4 : 8) + 63) / 64 * 64 : 0;
     // One vector must not straddle two cache lines.

@@ -30,8 +30,9 @@ class RealConv {
     const Taps& taps() const { return taps_; }
     const Affine& affine() const { return affine_; }
 
+    // pooled: maxima of 2x2 results, without overlap, go out; without a residual, and not of signs.
     void run(const KernelTable& kernels, const View& input, const View& output,
-             const View& residual, int64_t active, int64_t threads) const;
+             const View& residual, int64_t active, int64_t threads, bool pooled = false) const;
 
    private:
     friend class RealPixels;  // the same layer with pixels in the lanes

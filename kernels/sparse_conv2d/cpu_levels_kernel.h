@@ -41,12 +41,49 @@ MPT_INLINE void finish_level_pixels(const RealConvTask& t, int64_t group, int64_
     }
 }
 
+// Maxima of 2x2 pixels, of the values before they are rounded to levels: rounding keeps their order.
+template <bool WIDE>
+MPT_INLINE void finish_level_maxima(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
+                                    int64_t o, int rows, int columns, const char* sums,
+                                    const char* wide) {
+    constexpr int kParts = int(kLevelLanes) / kLevelVector, kPixel = kPixelBytes<uint16_t>;
+    const LevelAffine a = level_affine(t, o);
+    const bool real = t.output.kind == Kind::kF32;
+    const int64_t next = real ? t.output.group_bytes : kGroup * 2;
+    for (int y = 0; y < rows; y += 2)
+        for (int i = 0; i < columns; i += 2) {
+            char* out = tile_origin(t.output, 2 * group, (row + y) / 2, (x + i) / 2, o);
+#pragma GCC unroll 8
+            for (int p = 0; p < kParts; ++p) {
+                const int lane = p * kLevelVector;
+                F32 best = {};
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) {
+                    const int pixel = (y + k / 2) * columns + i + k % 2;
+                    F32 value = finish_levels(a, sums + pixel * kPixel + lane * 2,
+                                              WIDE ? wide + 2 * pixel * kPixel + lane * 4 : nullptr,
+                                              nullptr);
+                    if (real) value = clamp(value, a.low, a.high);
+                    best = k == 0 ? value : larger(best, value);
+                }
+                char* to = out + lane / kGroup * next;
+                if (real)
+                    store(to + lane % kGroup * 4, best);
+                else
+                    store(to + lane % kGroup * 2, to_levels(best, a.low, a.high));
+            }
+        }
+}
+
 static __attribute__((noinline)) void finish_level_tile(const RealConvTask& t, int64_t group,
                                                         int64_t row, int64_t x, int64_t o, int rows,
                                                         int columns, const char* sums,
                                                         const char* wide) {
     const bool residual = t.residual.origin != nullptr;
-    if (wide)
+    if (t.pooled)
+        wide ? finish_level_maxima<true>(t, group, row, x, o, rows, columns, sums, wide)
+             : finish_level_maxima<false>(t, group, row, x, o, rows, columns, sums, nullptr);
+    else if (wide)
         residual ? finish_level_pixels<true, true>(t, group, row, x, o, rows, columns, sums, wide)
                  : finish_level_pixels<true, false>(t, group, row, x, o, rows, columns, sums, wide);
     else
@@ -88,7 +125,7 @@ static void level_tile(const RealConvTask& t, int64_t group, int64_t row, int64_
 
 template <bool UNIT>
 struct LevelTiles {
-    typedef uint16_t Element;
+    static constexpr int kRows = kTileRows<uint16_t>, kColumns = kTileColumns<uint16_t>;
     template <int ROWS, int COLUMNS>
     MPT_INLINE void tile(const RealConvTask& t, int64_t group, int64_t row, int64_t x,
                          int64_t begin, int64_t end, void* scratch) {
@@ -106,9 +143,9 @@ static void real_conv(const RealConvTask& t, int64_t group, int64_t row, int64_t
     else if (t.input.kind == Kind::kF64)
         real_conv_of<double>(t, group, row, begin, end, scratch);
     else if (t.in_pixel_step == kPixelBytes<uint16_t>)
-        each_row<LevelTiles<true>>(t, group, row, begin, end, scratch);
+        each_row_of<uint16_t, LevelTiles<true>>(t, group, row, begin, end, scratch);
     else
-        each_row<LevelTiles<false>>(t, group, row, begin, end, scratch);
+        each_row_of<uint16_t, LevelTiles<false>>(t, group, row, begin, end, scratch);
 }
 
 }  // namespace MPT_ISA

@@ -253,3 +253,83 @@ def test_a_block_overwrites_its_shortcut(isa: str) -> None:
     y = net.conv(block(net, x), 48, mode="sign", residual=x)
     net.check(net.conv(y, 5, kernel=5, padding=2), (1, 70, 130), exact=True)
     assert small < net.program.peak_bytes(64)
+
+
+@pytest.mark.parametrize("mode", ["plain", "none", "relu"])
+@pytest.mark.parametrize(
+    "shape", [(9, 8, 8), (3, 6, 7), (40, 5, 4), (5, 2, 11), (7, 13, 2)], ids=str
+)
+@pytest.mark.parametrize("kind", ["f32", "f64"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_results_of_which_only_maxima_go_on(
+    isa: str, kind: str, shape: tuple[int, int, int], mode: str
+) -> None:
+    """Odd rows and columns have no maximum; signs and float taps, a stride, several blocks."""
+    net = Net(shape, isa, kind)
+    joined = [a := net.conv(0, 24, mode=mode)]
+    b = net.max_pool(a, 2, 2)
+    c = net.conv(b, 5, mode=mode, signs=False, stride=2 if min(net.shapes[b][1:]) > 3 else 1)
+    if min(net.shapes[c][1:]) > 1:
+        joined.append(c)
+        c = net.max_pool(c, 2, 2)
+    net.check(c, (1, 16, 37))
+    times_are_joined(net, joined)
+
+
+@pytest.mark.parametrize(
+    "pool", [(2, 1, 0, False), (3, 2, 0, False), (2, 2, 1, False), (2, 2, 0, True)], ids=str
+)
+def test_other_pools_of_reals_stay_steps(pool: tuple[int, int, int, bool]) -> None:
+    net = Net((3, 7, 7))
+    net.check(net.max_pool(net.conv(0, 4, mode="relu"), *pool), (1, 20))
+    times_are_joined(net, [])
+
+
+def test_results_that_others_read_stay_whole() -> None:
+    net = Net((3, 8, 8))
+    a = net.conv(0, 4, mode="relu")
+    b = net.max_pool(a, 2, 2)
+    net.check(net.combine([b, net.avg_pool(a, 2, 2)]), (1, 20))
+    times_are_joined(net, [])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_result_that_is_not_finite_has_the_maximum_of_pytorch(isa: str) -> None:
+    net = Net((1, 4, 4), isa)
+    one = np.ones((1, 1, 1, 1))
+    value = net.program.conv(0, *net.taps(one, False), (1, 1), (0, 0), (1, 1), 1)
+    a = net._add(value, lambda v: v[0])
+    net.program.finish(net.max_pool(a, 2, 2))
+    x = np.array([[[[1, np.nan, -np.inf, -np.inf], [2, 3, -np.inf, -np.inf],
+                    [np.inf, 4, 5, 6], [7, 8, np.nan, np.inf]]]], np.float32)  # fmt: skip
+    np.testing.assert_array_equal(net.program.run(x), net.values(x)[-1].numpy())
+
+
+@pytest.mark.parametrize("kind", ["i8", "u8", "i16", "f32"])
+@pytest.mark.parametrize("shape", [(9, 8, 8), (100, 5, 6)], ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_levels_of_which_only_maxima_go_on(
+    isa: str, shape: tuple[int, int, int], kind: str
+) -> None:
+    """Also sums too long for 16 bits; the layouts that do not join steps give the same bits."""
+    net = Net(shape, isa)
+    c = shape[0]
+    levels = combined(net, [0], [np.full(c, 40.0)], [np.zeros(c)], "none", "i8")
+    weight = net.weight((13, c, 3, 3), 0.9)
+    scale = net.rng.choice([-1.0, 1.0], 13) * (0.02 if kind != "i16" else 1.0)
+    given = (levels, *net.taps(weight, True), (1, 1), (1, 1), (1, 1), 1)
+    op = "relu" if kind == "u8" else "none"
+    value = net.program.conv_affine(*given, scale=scale, shift=scale, op=op, kind=kind)
+    low, high = {"i8": (-127, 127), "u8": (0, 255), "i16": (-32767, 32767)}.get(kind, (None, None))
+
+    def step(v: list[torch.Tensor]) -> torch.Tensor:
+        rounded = v[levels].round().clamp(-127, 127)
+        sums = functional.conv2d(rounded, torch.from_numpy(weight), None, 1, 1)
+        y = sums.float() * column(scale).float() + column(scale).float()
+        return y.double() if low is None else y.round().clamp(low, high).double()
+
+    a = net._add(value, step)
+    b = net.max_pool(a, 2, 2)
+    out = net.combine([b, b]) if kind != "f32" else b
+    net.check(out, (1, 32, 70))
+    times_are_joined(net, [a])
