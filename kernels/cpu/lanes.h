@@ -242,6 +242,19 @@ MPT_INLINE void finish_lanes(typename Vector<T>::type* v, Operation operation, c
     }
 }
 
+// sum + value * sign with signs of -1 and 1: the product is exact, so that one rounding is as good as two.
+MPT_INLINE F32 add_signed(F32 sum, F32 value, F32 sign) {
+#if MPT_VECTOR_BYTES == 64
+    return (F32)_mm512_fmadd_ps((__m512)value, (__m512)sign, (__m512)sum);
+#elif MPT_VECTOR_BYTES == 32
+    return (F32)_mm256_fmadd_ps((__m256)value, (__m256)sign, (__m256)sum);
+#else
+    return sum + value * sign;
+#endif
+}
+
+MPT_INLINE F64 add_signed(F64 sum, F64 value, F64 sign) { return sum + value * sign; }
+
 // The larger of each lane. Not "lanes > best": a NaN wins and stays, as in PyTorch.
 template <class V>
 MPT_INLINE V larger(V best, V lanes) {

@@ -42,11 +42,13 @@ struct BitPixelTask {
 // y * pitch + x, so that a tap is one distance for all lanes.
 struct RealPixelTask {
     const char* stage;
+    // Of levels: those of -1 and then those of +1 of each run. Of reals: all of a run in the order of their
+    // sum, as `positive`; of signs, the lowest bit of an offset says that it is -1.
     const int32_t* offsets;
     const void* weights;  // of the stage's kind, or null for sign-only taps
     const RealRun* runs;  // [blocks][channels]
-    int64_t channels, blocks;
-    int64_t visit;  // blocks of input channels between two stores of the partial sums
+    int64_t channels, blocks;  // of input channels
+    int64_t visit;             // levels: blocks between two stores of the partial sums
     Kind kind;
     int64_t pitch, height, width;        // of the output; pitch as in the stage
     int64_t tile_rows, tile_columns;     // output pixels computed together

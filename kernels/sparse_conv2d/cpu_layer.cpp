@@ -85,13 +85,25 @@ void RealConv::prepare(const Layout& layout) {
         order_taps(input, &weights_f64_);
     else
         order_taps(input, &weights_f32_);
-    if (is_levels(layout.kind)) plan_drains();
+    if (is_levels(layout.kind)) plan_drains(runs_, geometry_.output.channels, &drains_, &drained_);
 }
 
-// The most input channels per block, `block` or fewer, whose taps of either sign stay within
-// kLevelTaps for every output channel.
+int64_t RealConv::most_of_a_sign() const {
+    int64_t most = 0;
+    for (int64_t o = 0; o < geometry_.output.channels; ++o) {
+        const auto begin = taps_.sign.begin() + taps_.indptr[o];
+        const auto end = taps_.sign.begin() + taps_.indptr[o + 1];
+        const int64_t positive = std::count_if(begin, end, [](auto sign) { return sign > 0; });
+        most = std::max({most, positive, (end - begin) - positive});
+    }
+    return most;
+}
+
+// As few blocks of equally many input channels, `block` or fewer, as keep the taps of either sign within
+// kLevelTaps for every output channel; their size.
 int64_t RealConv::level_block(int64_t block) const {
     const int64_t area = geometry_.kernel_h * geometry_.kernel_w;
+    const int64_t channels = geometry_.group_channels;
     const auto fits = [&](int64_t size) {
         for (int64_t o = 0; o < geometry_.output.channels; ++o) {
             int64_t current = -1, counts[2] = {};
@@ -104,22 +116,24 @@ int64_t RealConv::level_block(int64_t block) const {
         }
         return true;
     };
-    while (block > 1 && !fits(block)) block = (block + 1) / 2;
-    return block;
+    const auto size_of = [&](int64_t blocks) { return (channels + blocks - 1) / blocks; };
+    const int64_t least = (most_of_a_sign() + kLevelTaps - 1) / kLevelTaps;
+    int64_t size = size_of(std::max<int64_t>({1, least, (channels + block - 1) / block}));
+    while (size > 1 && !fits(size)) --size;
+    return size;
 }
 
-// Where the sums of a channel's blocks so far might not hold the next block's taps as well.
-void RealConv::plan_drains() {
-    const int64_t outputs = geometry_.output.channels;
-    drains_.assign(runs_.size(), Drain::kNone);
-    drained_.assign(size_t(outputs), 0);
+void plan_drains(const std::vector<RealRun>& runs, int64_t outputs, std::vector<Drain>* drains,
+                 std::vector<uint8_t>* drained) {
+    drains->assign(runs.size(), Drain::kNone);
+    drained->assign(size_t(outputs), 0);
     for (int64_t o = 0; o < outputs; ++o) {
         int64_t negative = 0, positive = 0;
-        for (int64_t b = 0; b < blocks_; ++b) {
-            const RealRun& run = runs_[b * outputs + o];
+        for (size_t b = size_t(o); b < runs.size(); b += size_t(outputs)) {
+            const RealRun& run = runs[b];
             if (negative + run.negative > kLevelTaps || positive + run.positive > kLevelTaps) {
-                drains_[b * outputs + o] = drained_[o] ? Drain::kMore : Drain::kFirst;
-                drained_[o] = 1;
+                (*drains)[b] = (*drained)[o] ? Drain::kMore : Drain::kFirst;
+                (*drained)[o] = 1;
                 negative = positive = 0;
             }
             negative += run.negative;

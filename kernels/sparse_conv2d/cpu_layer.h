@@ -15,6 +15,11 @@ struct Affine {
     Operation operation = Operation::kNone;
 };
 
+// Where the sums of a channel's blocks so far might not hold the next block's taps as well, of `outputs`
+// channels' runs, block by block; and for which channels that is anywhere.
+void plan_drains(const std::vector<RealRun>& runs, int64_t outputs, std::vector<Drain>* drains,
+                 std::vector<uint8_t>* drained);
+
 class RealConv {
    public:
     // `input` is the layout (kind f32, f64, or u8 or i8 with taps of signs only and a scale) of every
@@ -38,8 +43,8 @@ class RealConv {
     friend class RealPixels;  // the same layer with pixels in the lanes
     template <class T>
     void order_taps(const View& input, std::vector<T>* weights);
+    int64_t most_of_a_sign() const;  // taps of one output channel
     int64_t level_block(int64_t block) const;
-    void plan_drains();
 
     Geometry geometry_;
     Taps taps_;

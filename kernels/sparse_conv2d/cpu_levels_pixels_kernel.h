@@ -8,36 +8,47 @@
 namespace mpt {
 namespace MPT_ISA {
 
-// `sums` and `wide` (null: nothing was drained) have a vector of slack behind them.
+// A tile's rows; `sums` and `wide` (null: nothing was drained) have a vector of slack behind them.
+template <bool REAL, bool RESIDUAL, bool WIDE>
+MPT_INLINE void finish_level_rows(const RealPixelTask& t, int64_t o, const PixelTile& tile,
+                                  const char* sums, const char* wide) {
+    constexpr int64_t kSize = REAL ? 4 : 2;
+    const LevelAffine a = level_affine(t, o);
+    const int64_t first = tile.row * t.width + tile.column;
+    char* out = t.output + o * t.output_step + first * kSize;
+    const char* residual = RESIDUAL ? t.residual + o * t.residual_step + first * 2 : nullptr;
+    const auto finish = [&](int64_t at, int64_t x) __attribute__((always_inline)) {
+        const F32 value = finish_levels(a, sums + at * 2, WIDE ? wide + at * 4 : nullptr,
+                                        RESIDUAL ? residual + x * 2 : nullptr);
+        if constexpr (REAL)
+            return clamp(value, a.low, a.high);
+        else
+            return to_levels(value, a.low, a.high);
+    };
+    for (int64_t y = 0; y < tile.rows; ++y) {
+        int64_t x = 0, at = y * t.pitch;
+        for (; x + kLevelVector <= tile.columns; x += kLevelVector, at += kLevelVector)
+            store(out + x * kSize, finish(at, x));
+        if (x < tile.columns)
+            store_some(out + x * kSize, finish(at, x), (tile.columns - x) * kSize);
+        out += t.width * kSize;
+        if (RESIDUAL) residual += t.width * 2;
+    }
+}
+
 static __attribute__((noinline)) void finish_level_pixel_tile(const RealPixelTask& t, int64_t o,
                                                               const PixelTile& tile,
                                                               const char* sums, const char* wide) {
-    const LevelAffine a = level_affine(t, o);
-    const bool real = t.output_kind == Kind::kF32;
-    const int64_t size = real ? 4 : 2;
-    for (int64_t y = 0; y < tile.rows; ++y) {
-        const int64_t lane = (tile.row + y) * t.width + tile.column;
-        char* out = t.output + o * t.output_step + lane * size;
-        const char* residual = t.residual ? t.residual + o * t.residual_step + lane * 2 : nullptr;
-        for (int64_t x = 0; x < tile.columns; x += kLevelVector) {
-            const int64_t at = y * t.pitch + x;
-            const int64_t count =
-                tile.columns - x < kLevelVector ? tile.columns - x : int64_t(kLevelVector);
-            char other[sizeof(Levels)] = {};
-            if (residual) memcpy(other, residual + x * 2, size_t(count * 2));
-            const F32 value = finish_levels(a, sums + at * 2, wide ? wide + at * 4 : nullptr,
-                                            residual ? other : nullptr);
-            char lanes[sizeof(F32)];
-            if (real)
-                store(lanes, clamp(value, a.low, a.high));
-            else
-                store(lanes, to_levels(value, a.low, a.high));
-            if (count == kLevelVector)  // a constant size is one store
-                memcpy(out + x * size, lanes, size_t(kLevelVector * size));
-            else
-                memcpy(out + x * size, lanes, size_t(count * size));
-        }
-    }
+    const auto finish = [&](auto real, auto residual) __attribute__((always_inline)) {
+        wide ? finish_level_rows<real(), residual(), true>(t, o, tile, sums, wide)
+             : finish_level_rows<real(), residual(), false>(t, o, tile, sums, nullptr);
+    };
+    constexpr std::true_type yes;
+    constexpr std::false_type no;
+    if (t.output_kind == Kind::kF32)
+        t.residual ? finish(yes, yes) : finish(yes, no);
+    else
+        t.residual ? finish(no, yes) : finish(no, no);
 }
 
 // Output channels o to o + CHANNELS - 1 and the blocks of input channels from `block` to `last`.

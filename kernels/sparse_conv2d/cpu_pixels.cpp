@@ -1,6 +1,7 @@
 #include "sparse_conv2d/cpu_pixels.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 
@@ -10,7 +11,9 @@
 namespace mpt {
 namespace {
 
-constexpr int64_t kL1Budget = 24 * 1024;
+constexpr int64_t kL1Budget = 32 * 1024;  // of the input between two visits of a channel's sums
+constexpr int64_t kL1Levels = 40 * 1024;
+constexpr int64_t kTileBytes = 12 * 64;  // of the sums of the largest tile
 constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
 constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
 
@@ -22,9 +25,14 @@ void copy_row(const T* row, int64_t width, int64_t first, int64_t step, T* to, i
     int64_t i = 0;
     for (; i < count && first < 0; ++i, first += step) to[i] = 0;
     if (step == 1) {
-        const int64_t some = std::clamp<int64_t>(width - first, 0, count - i);
-        std::copy_n(row + first, some, to + i);
-        i += some;
+        // Written out: rows are too short for a call of memmove.
+        const int64_t end = i + std::clamp<int64_t>(width - first, 0, count - i);
+        constexpr int64_t kPart = 16 / int64_t(sizeof(T));
+        for (; i + kPart <= end; i += kPart, first += kPart) std::memcpy(to + i, row + first, 16);
+        for (; i < end; ++i, ++first) to[i] = row[first];
+    } else if (step == 2) {  // a constant, which compilers have vectors for
+        const int64_t end = i + std::clamp<int64_t>((width - first + 1) / 2, 0, count - i);
+        for (const T* from = row + first; i < end; ++i, from += 2) to[i] = *from;
     } else {
         for (; i < count && first < width; ++i, first += step) to[i] = row[first];
     }
@@ -58,22 +66,109 @@ RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* 
         fail("the input of a sparse convolution is larger than 2 GiB per image");
     // The layer's taps in its own order, from their distances in the other layout.
     const View view = input.view(nullptr, lanes_of(kind_));
-    points_ = g.input.height == 1 && g.input.width == 1 && grid_.channel() == 1 &&
-              !is_levels(kind_);
+    points_ = g.input.height == 1 && g.input.width == 1 && grid_.channel() == 1;
+    std::vector<int32_t> offsets;
     for (const int64_t bytes : conv.offsets_) {
         const int64_t c = bytes / view.channel_bytes;
         const int64_t y = bytes % view.channel_bytes / view.row_bytes;
         const int64_t x = bytes % view.row_bytes / view.pixel_bytes;
         const int64_t phase = y % g.stride[0] * grid_.phases_w + x % g.stride[1];
         const int64_t at = (phase * grid_.rows + y / g.stride[0]) * grid_.columns + x / g.stride[1];
-        offsets_.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size));
+        offsets.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size));
     }
+    is_levels(kind_) ? list_levels(offsets) : list_reals(offsets);
     if (kind_ != Kind::kF64 || affine.operation != Operation::kSign || residual ||
         affine.scale.empty() || points_)
         return;
     filter_ = std::make_unique<SignFilter>(conv.taps_, affine, g.output.channels);
-    for (const int32_t offset : offsets_) float_offsets_.push_back(offset / 2);
-    float_weights_.assign(conv.weights_f64_.begin(), conv.weights_f64_.end());
+    for (const int32_t offset : offsets_)
+        float_offsets_.push_back((offset & ~1) / 2 | (offset & 1));
+    float_weights_.assign(weights_f64_.begin(), weights_f64_.end());
+}
+
+// The part of an input channel under a tile.
+int64_t RealPixels::slice_bytes() const {
+    const Geometry& g = conv_.geometry_;
+    if (points_) return kGroup * element_bytes(kind_);
+    const int64_t lanes = kTileBytes / element_bytes(kind_);
+    const int64_t reach = (g.kernel_h - 1) * g.dilation[0] / g.stride[0] * grid_.columns +
+                          (g.kernel_w - 1) * g.dilation[1] / g.stride[1];
+    const int64_t phase = std::min(grid_.rows * grid_.columns, lanes + reach);
+    return grid_.phases_h * grid_.phases_w * phase * element_bytes(kind_);
+}
+
+// Integers may be added in any order: where the L1 cache holds the input, in blocks of as many taps as
+// 16 bits hold the sum of, which all channels but their last have alike; else in blocks of channels.
+void RealPixels::list_levels(const std::vector<int32_t>& offsets) {
+    const Geometry& g = conv_.geometry_;
+    const Taps& taps = conv_.taps_;
+    const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
+    const int64_t most = std::max<int64_t>(1, kL1Levels / slice_bytes());
+    const bool whole = most >= g.group_channels;
+    int64_t channels = 0;
+    if (whole) {
+        blocks_ = std::max<int64_t>(1, (conv_.most_of_a_sign() + kLevelTaps - 1) / kLevelTaps);
+    } else {
+        const int64_t visits = (g.group_channels + most - 1) / most;
+        channels = conv_.level_block((g.group_channels + visits - 1) / visits);
+        blocks_ = (g.group_channels + channels - 1) / channels;
+    }
+    visit_ = whole ? blocks_ : 1;
+    runs_.assign(size_t(blocks_ * outputs), RealRun{0, 0, 0});
+    for (int64_t o = 0; o < outputs; ++o) {
+        // The offsets of either sign lie in the order of the taps, block by block.
+        std::array<std::vector<int32_t>, 2> signs;
+        for (int64_t b = 0; b < conv_.blocks_; ++b) {
+            const RealRun& run = conv_.runs_[b * outputs + o];
+            const auto first = offsets.begin() + run.first, positive = first + run.negative;
+            signs[0].insert(signs[0].end(), first, positive);
+            signs[1].insert(signs[1].end(), positive, positive + run.positive);
+        }
+        std::vector<std::array<std::vector<int32_t>, 2>> lists{size_t(blocks_)};
+        size_t next[2] = {0, 0};
+        for (int64_t i = taps.indptr[o]; i < taps.indptr[o + 1]; ++i) {
+            const int sign = taps.sign[i] > 0;
+            const size_t nth = next[sign]++;
+            const int64_t block =
+                whole ? int64_t(nth) / kLevelTaps : taps.index[i] / area / channels;
+            lists[size_t(block)][size_t(sign)].push_back(signs[size_t(sign)][nth]);
+        }
+        for (int64_t b = 0; b < blocks_; ++b) {
+            const auto& [negative, positive] = lists[size_t(b)];
+            runs_[b * outputs + o] = {int64_t(offsets_.size()), int32_t(negative.size()),
+                                      int32_t(positive.size())};
+            offsets_.insert(offsets_.end(), negative.begin(), negative.end());
+            offsets_.insert(offsets_.end(), positive.begin(), positive.end());
+        }
+    }
+    plan_drains(runs_, outputs, &drains_, &drained_);
+}
+
+// Reals are added in the order of the other layout; its blocks, made for a larger input, are joined.
+void RealPixels::list_reals(const std::vector<int32_t>& offsets) {
+    const Geometry& g = conv_.geometry_;
+    const int64_t outputs = g.output.channels, before = conv_.blocks_;
+    const int64_t block = (g.group_channels + before - 1) / before;
+    const int64_t joined = std::max<int64_t>(1, kL1Budget / (block * slice_bytes()));
+    blocks_ = (before + joined - 1) / joined;
+    for (int64_t begin = 0; begin < before; begin += joined)
+        for (int64_t o = 0; o < outputs; ++o) {
+            RealRun all = {int64_t(offsets_.size()), 0, 0};
+            for (int64_t b = begin; b < std::min(before, begin + joined); ++b) {
+                const RealRun& run = conv_.runs_[b * outputs + o];
+                all.positive += run.negative + run.positive;
+                for (int64_t i = 0; i < run.negative + run.positive; ++i) {
+                    const auto tap = size_t(run.first + i);
+                    offsets_.push_back(offsets[tap] | int32_t(i < run.negative));
+                    if (!conv_.weights_f32_.empty()) weights_f32_.push_back(conv_.weights_f32_[tap]);
+                    if (!conv_.weights_f64_.empty()) weights_f64_.push_back(conv_.weights_f64_[tap]);
+                }
+            }
+            runs_.push_back(all);
+        }
+    // One marks float taps, even where there are none.
+    if (!conv_.weights_f32_.empty() && weights_f32_.empty()) weights_f32_.push_back(0);
+    if (!conv_.weights_f64_.empty() && weights_f64_.empty()) weights_f64_.push_back(0);
 }
 
 int64_t RealPixels::parts(int64_t threads) const {
@@ -151,19 +246,18 @@ void RealPixels::choose_tile(const PixelKernels& kernels, RealPixelTask* t) cons
 }
 
 RealPixelTask RealPixels::task(const PixelKernels& kernels, Kind kind) const {
-    const Geometry& g = conv_.geometry_;
     const Affine& affine = conv_.affine_;
     RealPixelTask t = {};
     t.offsets = offsets_.data();
-    if (!conv_.weights_f32_.empty()) t.weights = conv_.weights_f32_.data();
-    if (!conv_.weights_f64_.empty()) t.weights = conv_.weights_f64_.data();
-    t.runs = conv_.runs_.data();
-    t.channels = g.output.channels;
-    t.blocks = conv_.blocks_;
+    if (!weights_f32_.empty()) t.weights = weights_f32_.data();
+    if (!weights_f64_.empty()) t.weights = weights_f64_.data();
+    t.runs = runs_.data();
+    t.channels = conv_.geometry_.output.channels;
+    t.blocks = blocks_;
     t.kind = kind;
     t.pitch = grid_.columns;
-    t.height = g.output.height;
-    t.width = g.output.width;
+    t.height = conv_.geometry_.output.height;
+    t.width = conv_.geometry_.output.width;
     if (fused_) {
         if (!affine.scale.empty()) {
             t.scale = affine.scale.data();
@@ -174,15 +268,11 @@ RealPixelTask RealPixels::task(const PixelKernels& kernels, Kind kind) const {
         t.operation = affine.operation;
     }
     if (is_levels(kind_)) {
-        t.drains = conv_.drains_.data();
-        t.drained = conv_.drained_.data();
+        t.drains = drains_.data();
+        t.drained = drained_.data();
+        t.visit = visit_;
     }
     choose_tile(kernels, &t);
-    const int64_t rows = (t.tile_rows - 1) * g.stride[0] + (g.kernel_h - 1) * g.dilation[0] + 1;
-    const int64_t columns =
-        (t.tile_columns - 1) * g.stride[1] + (g.kernel_w - 1) * g.dilation[1] + 1;
-    const int64_t block = (g.group_channels + t.blocks - 1) / t.blocks;
-    t.visit = std::max<int64_t>(1, kL1Budget / (block * rows * columns * element_bytes(kind)));
     return t;
 }
 
@@ -204,7 +294,7 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
     t.shift = conv_.affine_.shift.data();
     t.exact_stage = stage;
     t.exact_offsets = offsets_.data();
-    if (!conv_.weights_f64_.empty()) t.exact_weights = conv_.weights_f64_.data();
+    if (!weights_f64_.empty()) t.exact_weights = weights_f64_.data();
     t.output_step = output.channel_bytes;
     for (int64_t image = 0; image < input.images; ++image) {
         for_each(input.shape.channels, threads,

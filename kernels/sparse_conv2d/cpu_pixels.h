@@ -31,6 +31,9 @@ class RealPixels {
     int64_t grid_bytes(Kind kind) const;
     int64_t scratch_bytes(const PixelKernels& kernels, int64_t threads) const;
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
+    int64_t slice_bytes() const;
+    void list_levels(const std::vector<int32_t>& offsets);
+    void list_reals(const std::vector<int32_t>& offsets);
     void choose_tile(const PixelKernels& kernels, RealPixelTask* task) const;
     RealPixelTask task(const PixelKernels& kernels, Kind kind) const;
     bool run_in_float(const PixelKernels& kernels, const PixelView& input,
@@ -40,7 +43,14 @@ class RealPixels {
     Kind kind_;
     bool fused_;  // the kernel writes the result itself; otherwise sums, and a combination follows
     Grid grid_;
+    // The layer's taps as the kernel takes them: see RealPixelTask.
+    int64_t blocks_ = 1, visit_ = 1;
+    std::vector<RealRun> runs_;
     std::vector<int32_t> offsets_;
+    std::vector<float> weights_f32_;
+    std::vector<double> weights_f64_;
+    std::vector<Drain> drains_;
+    std::vector<uint8_t> drained_;
     bool points_;  // 1x1 maps: kGroup images at a time, straight from the input
     std::vector<double> scales_, shifts_;  // of the combination
     std::unique_ptr<const SignFilter> filter_;  // of signs of double: see run_in_float

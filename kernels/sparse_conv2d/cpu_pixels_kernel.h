@@ -3,6 +3,8 @@
 // cpu_kernel.h, so both layouts give the same bits.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/lanes.h"
 #include "cpu/pixel_tasks.h"
 
@@ -16,17 +18,36 @@ struct PixelTile {
     int64_t row, column, rows, columns;
 };
 
-// A kept tap of one or two output channels: its weight is -1, +1 or a number.
-enum class Tap { kMinus, kPlus, kWeight };
+// The first bytes of a vector, an even number: rows of small maps are too short for calls of memcpy.
+template <class V>
+MPT_INLINE void store_some(char* to, V lanes, int64_t bytes) {
+    const char* from = reinterpret_cast<const char*>(&lanes);
+    int64_t i = 0;
+    if constexpr (sizeof(V) > 16)
+        for (; i + 16 <= bytes; i += 16) memcpy(to + i, from + i, 16);
+    for (; i + 4 <= bytes; i += 4) memcpy(to + i, from + i, 4);
+    for (; i < bytes; i += 2) memcpy(to + i, from + i, 2);
+}
 
+// A kept tap of one or two output channels: its weight is -1, +1, either of them or a number.
+enum class Tap { kMinus, kPlus, kSign, kWeight };
+
+// Tap `i`; kSign: its offset is even and one more where it is negative.
 template <class T, int VECTORS, Tap TAP>
-MPT_INLINE void add_pixel_tap(const char* at, T weight, typename Vector<T>::type* sums) {
+MPT_INLINE void add_pixel_tap(const RealPixelTask& t, const char* input, int64_t i,
+                              typename Vector<T>::type* sums) {
     typedef typename Vector<T>::type V;
+    const int32_t offset = t.offsets[i];
+    T weight = 0;
+    if constexpr (TAP == Tap::kWeight) weight = static_cast<const T*>(t.weights)[i];
+    if constexpr (TAP == Tap::kSign) weight = T(1 - 2 * (offset & 1));
+    const char* at = input + (TAP == Tap::kSign ? offset & ~1 : offset);
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) {
         const V value = load<V>(at + v * int(sizeof(V)));
         if constexpr (TAP == Tap::kMinus) sums[v] -= value;
         if constexpr (TAP == Tap::kPlus) sums[v] += value;
+        if constexpr (TAP == Tap::kSign) sums[v] = add_signed(sums[v], value, V{} + weight);
         if constexpr (TAP == Tap::kWeight) sums[v] += weight * value;
     }
 }
@@ -36,10 +57,8 @@ MPT_INLINE void add_pixel_tap(const char* at, T weight, typename Vector<T>::type
 template <class T, int VECTORS, int CHANNELS, Tap TAP>
 MPT_INLINE void add_pixel_taps(const RealPixelTask& t, const int64_t* first, const int32_t* counts,
                                const char* input, typename Vector<T>::type (*sums)[VECTORS + 1]) {
-    const T* weights = static_cast<const T*>(t.weights);
     const auto add = [&](int c, int64_t i) __attribute__((always_inline)) {
-        add_pixel_tap<T, VECTORS, TAP>(input + t.offsets[first[c] + i],
-                                       TAP == Tap::kWeight ? weights[first[c] + i] : T(0), sums[c]);
+        add_pixel_tap<T, VECTORS, TAP>(t, input, first[c] + i, sums[c]);
     };
     int32_t both = counts[0];
     if (CHANNELS == 2 && counts[1] < both) both = counts[1];
@@ -63,12 +82,13 @@ MPT_INLINE void add_pixel_runs(const RealPixelTask& t, const RealRun* runs, cons
         negative[c] = runs[c].negative;
         positive[c] = runs[c].positive;
     }
-    if constexpr (SIGNS) {
+    if constexpr (std::is_same_v<T, uint16_t>) {
         add_pixel_taps<T, VECTORS, CHANNELS, Tap::kMinus>(t, first, negative, input, sums);
         for (int c = 0; c < CHANNELS; ++c) first[c] += negative[c];
         add_pixel_taps<T, VECTORS, CHANNELS, Tap::kPlus>(t, first, positive, input, sums);
     } else {
-        add_pixel_taps<T, VECTORS, CHANNELS, Tap::kWeight>(t, first, positive, input, sums);
+        add_pixel_taps<T, VECTORS, CHANNELS, SIGNS ? Tap::kSign : Tap::kWeight>(t, first, positive,
+                                                                                 input, sums);
     }
 }
 
@@ -98,7 +118,8 @@ static __attribute__((noinline)) void finish_pixel_tile(const RealPixelTask& t, 
             if (tile.columns - x >= kLanes)
                 store(out + x * int64_t(sizeof(T)), sum);
             else
-                memcpy(out + x * int64_t(sizeof(T)), &sum, size_t(tile.columns - x) * sizeof(T));
+                store_some(out + x * int64_t(sizeof(T)), sum,
+                           (tile.columns - x) * int64_t(sizeof(T)));
         }
     }
 }
@@ -110,11 +131,10 @@ static __attribute__((noinline)) uint16_t exact_pixel_signs(const RealPixelTask&
     const char* input = t.exact_stage + lane * int64_t(sizeof(double));
     for (int64_t block = 0; block < t.blocks; ++block) {
         const RealRun& run = t.runs[block * t.channels + o];
-        for (int32_t i = 0; i < run.negative + run.positive; ++i) {
-            const char* at = input + t.exact_offsets[run.first + i];
-            const double weight = t.exact_weights    ? t.exact_weights[run.first + i]
-                                  : i < run.negative ? -1.0
-                                                     : 1.0;
+        for (int64_t i = run.first; i < run.first + run.positive; ++i) {
+            const int32_t offset = t.exact_offsets[i];
+            const char* at = input + (offset & ~1);
+            const double weight = t.exact_weights ? t.exact_weights[i] : offset & 1 ? -1.0 : 1.0;
             for (int v = 0; v < kVectors<double>; ++v)
                 sums[v] += weight * load<F64>(at + v * int(sizeof(F64)));
         }
@@ -180,11 +200,10 @@ static float narrow(const double* from, int64_t count, float* to) {
     return exact ? float(largest) : __builtin_nanf("");
 }
 
-// Output channels o to o + CHANNELS - 1 and the blocks of input channels from `block` to `last`.
+// Output channels o to o + CHANNELS - 1 and one block of input channels.
 template <class T, int VECTORS, int CHANNELS, bool SIGNS>
 MPT_INLINE void real_pixel_channels(const RealPixelTask& t, const PixelTile& tile,
-                                    const char* input, int64_t o, int64_t block, int64_t last,
-                                    char* partial) {
+                                    const char* input, int64_t o, int64_t block, char* partial) {
     typedef typename Vector<T>::type V;
     constexpr int kLanes = int(sizeof(V) / sizeof(T));
     V sums[CHANNELS][VECTORS + 1];
@@ -193,16 +212,15 @@ MPT_INLINE void real_pixel_channels(const RealPixelTask& t, const PixelTile& til
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v)
             sums[c][v] = block > 0 ? load<V>(partial + (c * VECTORS + v) * sizeof(V)) : V{};
-    for (int64_t b = block; b < last; ++b)
-        add_pixel_runs<T, VECTORS, CHANNELS, SIGNS>(t, t.runs + b * t.channels + o, input, sums);
+    add_pixel_runs<T, VECTORS, CHANNELS, SIGNS>(t, t.runs + block * t.channels + o, input, sums);
+    const bool last = block + 1 == t.blocks;
     T lanes[VECTORS * kLanes + kGroup];  // slack for what finishes a tile
 #pragma GCC unroll 2
     for (int c = 0; c < CHANNELS; ++c) {
-        char* to = last < t.blocks ? partial + c * VECTORS * sizeof(V)
-                                   : reinterpret_cast<char*>(lanes);
+        char* to = last ? reinterpret_cast<char*>(lanes) : partial + c * VECTORS * sizeof(V);
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) store(to + v * sizeof(V), sums[c][v]);
-        if (last < t.blocks) continue;
+        if (!last) continue;
         if constexpr (sizeof(T) == sizeof(float)) {
             if (t.low) {
                 finish_sign_tile(t, o + c, tile, lanes);
@@ -218,15 +236,14 @@ static void real_pixel_tile(const RealPixelTask& t, const PixelTile& tile, int64
                             int64_t end, void* scratch) {
     constexpr int64_t kBytes = VECTORS * int64_t(sizeof(typename Vector<T>::type));
     const char* input = t.stage + (tile.row * t.pitch + tile.column) * int64_t(sizeof(T));
-    for (int64_t block = 0; block < t.blocks; block += t.visit) {
-        const int64_t last = block + t.visit < t.blocks ? block + t.visit : t.blocks;
+    for (int64_t block = 0; block < t.blocks; ++block) {
         char* partial = static_cast<char*>(scratch);
         int64_t o = begin;
         if constexpr (VECTORS <= 4)
             for (; o + 2 <= end; o += 2, partial += 2 * kBytes)
-                real_pixel_channels<T, VECTORS, 2, SIGNS>(t, tile, input, o, block, last, partial);
+                real_pixel_channels<T, VECTORS, 2, SIGNS>(t, tile, input, o, block, partial);
         for (; o < end; ++o, partial += kBytes)
-            real_pixel_channels<T, VECTORS, 1, SIGNS>(t, tile, input, o, block, last, partial);
+            real_pixel_channels<T, VECTORS, 1, SIGNS>(t, tile, input, o, block, partial);
     }
 }
 

@@ -46,6 +46,16 @@ EMULATED Vector splat(T value) {
     return vector;
 }
 
+EMULATED __m512 fmadd(__m512 a, __m512 b, __m512 c) {
+    float left[16], right[16], sum[16];
+    memcpy(left, &a, sizeof left);
+    memcpy(right, &b, sizeof right);
+    memcpy(sum, &c, sizeof sum);
+    for (int i = 0; i < 16; ++i) sum[i] = __builtin_fmaf(left[i], right[i], sum[i]);
+    memcpy(&c, sum, sizeof c);
+    return c;
+}
+
 // Bit 4 a + 2 b + c of TABLE for every bit of the operands; the tables that the kernels use.
 template <int TABLE, class Vector>
 EMULATED Vector ternary(Vector a, Vector b, Vector c) {
@@ -97,6 +107,7 @@ EMULATED_PARTS(srl_epi16)
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cmp_pd_mask
 #undef _mm512_cmpge_epi32_mask
+#undef _mm512_fmadd_ps
 #undef _mm512_set1_ps
 #undef _mm512_set1_pd
 #undef _mm512_set1_epi32
@@ -136,6 +147,7 @@ EMULATED_PARTS(srl_epi16)
 #define _mm512_kunpackw(high, low) (uint32_t(high) << 16 | uint32_t(low))
 #define _mm512_kunpackd(high, low) (uint64_t(high) << 32 | uint64_t(low))
 #define _mm512_set1_ps(value) emulated::splat<__m512, float>(value)
+#define _mm512_fmadd_ps emulated::fmadd
 #define _mm512_set1_pd(value) emulated::splat<__m512d, double>(value)
 #define _mm512_set1_epi32(value) emulated::splat<__m512i, int32_t>(value)
 #define _mm512_set1_epi16(value) emulated::splat<__m512i, int16_t>(value)
