@@ -9,7 +9,7 @@ namespace {
 // more than reals that leave it, such as a large result.
 constexpr int64_t kArenaBudget = int64_t{48} << 20, kArenaBudgetBits = int64_t{192} << 20;
 // Up to here pixels in the lanes are faster, by measurement: see benchmarks/NOTES.md.
-constexpr int64_t kPixelImagesBits = 16, kPixelImagesReals = 8, kPixelImagesLevels = 8;
+constexpr int64_t kPixelImagesBits = 16, kPixelImagesReals = 6, kPixelImagesLevels = 12;
 
 int64_t unit_bytes(const Layout& layout) {  // per 16 lanes, so that offsets scale with the lanes
     return (layout.bytes(kGroup) + kSlack + 63) / 64 * 64;
