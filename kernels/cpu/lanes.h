@@ -266,6 +266,23 @@ MPT_INLINE V larger(V best, V lanes) {
 typedef int16_t Levels __attribute__((vector_size(MPT_VECTOR_BYTES / 2)));
 constexpr int kLevelVector = MPT_VECTOR_BYTES / 4;  // lanes of Levels, and of F32
 
+// GCC makes halves of these conversions and joins them again, where one instruction does.
+MPT_INLINE I32 widen(Levels lanes) {
+#if MPT_VECTOR_BYTES == 64
+    return (I32)_mm512_maskz_cvtepi16_epi32(__mmask16(-1), (__m256i)lanes);
+#else
+    return __builtin_convertvector(lanes, I32);
+#endif
+}
+
+MPT_INLINE Levels low_halves(I32 lanes) {
+#if MPT_VECTOR_BYTES == 64
+    return (Levels)_mm512_maskz_cvtepi32_epi16(__mmask16(-1), (__m512i)lanes);
+#else
+    return __builtin_convertvector(lanes, Levels);
+#endif
+}
+
 MPT_INLINE F32 clamp(F32 value, float low, float high) {
     const F32 lows = F32{} + low, highs = F32{} + high;
     value = value < highs ? value : highs;
@@ -274,11 +291,11 @@ MPT_INLINE F32 clamp(F32 value, float low, float high) {
 
 MPT_INLINE Levels to_levels(F32 value, float low, float high) {
     const F32 shifted = clamp(value, low, high) + 12582912.0F;
-    return __builtin_convertvector((I32)shifted - 0x4b400000, Levels);
+    return low_halves((I32)shifted);
 }
 
 MPT_INLINE F32 from_levels(const void* lanes) {
-    return __builtin_convertvector(__builtin_convertvector(load<Levels>(lanes), I32), F32);
+    return __builtin_convertvector(widen(load<Levels>(lanes)), F32);
 }
 
 // Sixteen lanes.

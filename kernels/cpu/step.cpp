@@ -60,10 +60,17 @@ RealConvStep::RealConvStep(int source, int residual, const Geometry& geometry, c
     : Step(with_residual(source, residual)), conv_(geometry, taps, std::move(affine)) {}
 
 void RealConvStep::prepare(const std::vector<Value>& values) {
-    const Layout& input = values[sources_[0]].layout;
-    conv_.prepare(input);
-    pixels_ = std::make_unique<RealPixels>(
-        conv_, input, sources_.size() > 1 ? &values[sources_[1]].layout : nullptr);
+    layouts_.clear();
+    for (int source : sources_) layouts_.push_back(values[source].layout);
+    conv_.prepare(layouts_[0]);
+}
+
+const RealPixels& RealConvStep::pixels() const {
+    std::call_once(pixels_made_, [&] {
+        pixels_ = std::make_unique<RealPixels>(conv_, layouts_[0],
+                                               layouts_.size() > 1 ? &layouts_[1] : nullptr);
+    });
+    return *pixels_;
 }
 
 void RealConvStep::run(const StepContext& context, int output) const {

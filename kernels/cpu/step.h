@@ -129,8 +129,13 @@ class RealConvStep : public Step {
     const RealConv& conv() const { return conv_; }
 
    private:
+    // Its lists are made for the first small batch: a network for large ones does without them.
+    const RealPixels& pixels() const;
+
     RealConv conv_;
-    std::unique_ptr<RealPixels> pixels_;
+    std::vector<Layout> layouts_;  // of the sources
+    mutable std::once_flag pixels_made_;
+    mutable std::unique_ptr<RealPixels> pixels_;
 };
 
 class CombineStep : public Step {

@@ -12,7 +12,7 @@ namespace MPT_ISA {
 static __attribute__((noinline)) void drain_levels(const char* sums, int64_t count, Drain drain,
                                                    char* wide) {
     for (int64_t i = 0; i < count; i += kLevelVector) {
-        I32 lanes = __builtin_convertvector(load<Levels>(sums + i * 2), I32);
+        I32 lanes = widen(load<Levels>(sums + i * 2));
         if (drain == Drain::kMore) lanes += load<I32>(wide + i * 4);
         store(wide + i * 4, lanes);
     }
@@ -36,7 +36,7 @@ MPT_INLINE LevelAffine level_affine(const Task& t, int64_t o) {
 // A vector of F32: sums (and `wide` where they were drained) and the residual's levels, either null.
 MPT_INLINE F32 finish_levels(const LevelAffine& a, const char* sums, const char* wide,
                              const char* residual) {
-    I32 lanes = __builtin_convertvector(load<Levels>(sums), I32);
+    I32 lanes = widen(load<Levels>(sums));
     if (wide) lanes += load<I32>(wide);
     F32 value = __builtin_convertvector(lanes, F32) * a.scale + a.shift;
     if (residual) value += from_levels(residual) * a.residual_scale + a.residual_shift;

@@ -46,6 +46,18 @@ EMULATED Vector splat(T value) {
     return vector;
 }
 
+// Sixteen lanes; wider ones lose their upper bits.
+template <class Result, class To, class From, class Vector>
+EMULATED Result convert(const Vector& vector) {
+    From lanes[16];
+    To converted[16];
+    memcpy(lanes, &vector, sizeof lanes);
+    for (int i = 0; i < 16; ++i) converted[i] = To(lanes[i]);
+    Result result;
+    memcpy(&result, converted, sizeof result);
+    return result;
+}
+
 EMULATED __m512 fmadd(__m512 a, __m512 b, __m512 c) {
     float left[16], right[16], sum[16];
     memcpy(left, &a, sizeof left);
@@ -108,6 +120,8 @@ EMULATED_PARTS(srl_epi16)
 #undef _mm512_cmp_pd_mask
 #undef _mm512_cmpge_epi32_mask
 #undef _mm512_fmadd_ps
+#undef _mm512_maskz_cvtepi16_epi32
+#undef _mm512_maskz_cvtepi32_epi16
 #undef _mm512_set1_ps
 #undef _mm512_set1_pd
 #undef _mm512_set1_epi32
@@ -148,6 +162,8 @@ EMULATED_PARTS(srl_epi16)
 #define _mm512_kunpackd(high, low) (uint64_t(high) << 32 | uint64_t(low))
 #define _mm512_set1_ps(value) emulated::splat<__m512, float>(value)
 #define _mm512_fmadd_ps emulated::fmadd
+#define _mm512_maskz_cvtepi16_epi32(mask, a) emulated::convert<__m512i, int32_t, int16_t>(a)
+#define _mm512_maskz_cvtepi32_epi16(mask, a) emulated::convert<__m256i, int16_t, int32_t>(a)
 #define _mm512_set1_pd(value) emulated::splat<__m512d, double>(value)
 #define _mm512_set1_epi32(value) emulated::splat<__m512i, int32_t>(value)
 #define _mm512_set1_epi16(value) emulated::splat<__m512i, int16_t>(value)
