@@ -11,8 +11,10 @@
 namespace mpt {
 namespace {
 
-constexpr int64_t kL1Budget = 32 * 1024;  // of the input between two visits of a channel's sums
-constexpr int64_t kL1Levels = 40 * 1024;
+constexpr int64_t kInputBudget = 64 * 1024;  // of the input between two visits of a channel's sums
+
+// Up to where a part for every column of the kernel fits the caches.
+constexpr int64_t kShiftedColumns = 3, kShiftedBytes = 8 << 20;
 constexpr int64_t kTileBytes = 12 * 64;  // of the sums of the largest tile
 constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
 constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
@@ -58,22 +60,35 @@ RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* 
 
     const int64_t reach_h = (g.kernel_h - 1) * g.dilation[0];
     const int64_t reach_w = (g.kernel_w - 1) * g.dilation[1];
-    grid_ = {std::min(g.stride[0], reach_h + 1), std::min(g.stride[1], reach_w + 1),
-             g.output.height + reach_h / g.stride[0], g.output.width + reach_w / g.stride[1]};
+    grid_.phases_h = std::min(g.stride[0], reach_h + 1);
+    grid_.rows = g.output.height + reach_h / g.stride[0];
+    grid_.parts_w = g.kernel_w;
+    grid_.columns = g.output.width;
+    grid_.part = rounded(grid_.rows * grid_.columns, 2 * kGroup);
+    grid_.by_column = g.kernel_w <= kShiftedColumns &&
+                      g.input.channels * grid_.channel() * element_bytes(kind_) <= kShiftedBytes;
+    if (!grid_.by_column) {
+        grid_.parts_w = std::min(g.stride[1], reach_w + 1);
+        grid_.columns = g.output.width + reach_w / g.stride[1];
+        grid_.part = grid_.rows * grid_.columns;
+    }
     const int64_t size = element_bytes(kind_);
     if (g.input.channels * std::max(grid_.channel(), kGroup) * size >
         std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per image");
     // The layer's taps in its own order, from their distances in the other layout.
     const View view = input.view(nullptr, lanes_of(kind_));
-    points_ = g.input.height == 1 && g.input.width == 1 && grid_.channel() == 1;
+    points_ = g.input.height == 1 && g.input.width == 1 && g.output.height == 1 &&
+              g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1;
     std::vector<int32_t> offsets;
     for (const int64_t bytes : conv.offsets_) {
         const int64_t c = bytes / view.channel_bytes;
         const int64_t y = bytes % view.channel_bytes / view.row_bytes;
         const int64_t x = bytes % view.row_bytes / view.pixel_bytes;
-        const int64_t phase = y % g.stride[0] * grid_.phases_w + x % g.stride[1];
-        const int64_t at = (phase * grid_.rows + y / g.stride[0]) * grid_.columns + x / g.stride[1];
+        const int64_t part = y % g.stride[0] * grid_.parts_w +
+                             (grid_.by_column ? x / g.dilation[1] : x % g.stride[1]);
+        const int64_t at = part * grid_.part + y / g.stride[0] * grid_.columns +
+                           (grid_.by_column ? 0 : x / g.stride[1]);
         offsets.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size));
     }
     is_levels(kind_) ? list_levels(offsets) : list_reals(offsets);
@@ -91,10 +106,9 @@ int64_t RealPixels::slice_bytes() const {
     const Geometry& g = conv_.geometry_;
     if (points_) return kGroup * element_bytes(kind_);
     const int64_t lanes = kTileBytes / element_bytes(kind_);
-    const int64_t reach = (g.kernel_h - 1) * g.dilation[0] / g.stride[0] * grid_.columns +
-                          (g.kernel_w - 1) * g.dilation[1] / g.stride[1];
-    const int64_t phase = std::min(grid_.rows * grid_.columns, lanes + reach);
-    return grid_.phases_h * grid_.phases_w * phase * element_bytes(kind_);
+    const int64_t reach = (g.kernel_h - 1) * g.dilation[0] / g.stride[0] * grid_.columns;
+    return grid_.phases_h * grid_.parts_w * std::min(grid_.part, lanes + reach) *
+           element_bytes(kind_);
 }
 
 // Integers may be added in any order: where the L1 cache holds the input, in blocks of as many taps as
@@ -103,7 +117,7 @@ void RealPixels::list_levels(const std::vector<int32_t>& offsets) {
     const Geometry& g = conv_.geometry_;
     const Taps& taps = conv_.taps_;
     const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
-    const int64_t most = std::max<int64_t>(1, kL1Levels / slice_bytes());
+    const int64_t most = std::max<int64_t>(1, kInputBudget / slice_bytes());
     const bool whole = most >= g.group_channels;
     int64_t channels = 0;
     if (whole) {
@@ -149,7 +163,7 @@ void RealPixels::list_reals(const std::vector<int32_t>& offsets) {
     const Geometry& g = conv_.geometry_;
     const int64_t outputs = g.output.channels, before = conv_.blocks_;
     const int64_t block = (g.group_channels + before - 1) / before;
-    const int64_t joined = std::max<int64_t>(1, kL1Budget / (block * slice_bytes()));
+    const int64_t joined = std::max<int64_t>(1, kInputBudget / (block * slice_bytes()));
     blocks_ = (before + joined - 1) / joined;
     for (int64_t begin = 0; begin < before; begin += joined)
         for (int64_t o = 0; o < outputs; ++o) {
@@ -198,27 +212,69 @@ int64_t RealPixels::stage_bytes(const KernelTable& kernels, int64_t images, int6
            threads * rounded(scratch_bytes(pixel_kernels_for(kernels), threads), 64) + sums;
 }
 
+// A channel of a stride of 1 whose output is as wide as the input: a part is the map, shifted.
+template <class T>
+void RealPixels::fill_shifted(const T* pixels, T* to) const {
+    const Geometry& g = conv_.geometry_;
+    const int64_t width = g.input.width;
+    const int64_t top = std::min(g.padding[0], grid_.rows);
+    const int64_t rows = std::clamp<int64_t>(grid_.rows - top, 0, g.input.height);
+    for (int64_t column = 0; column < grid_.parts_w; ++column, to += grid_.part) {
+        const int64_t shift = column * g.dilation[1] - g.padding[1];
+        const int64_t left = std::min(width, std::max<int64_t>(0, -shift));
+        const int64_t right = std::min(width, std::max<int64_t>(0, shift));
+        std::memset(to, 0, size_t(top * width) * sizeof(T));
+        T* const first = to + top * width;
+        if (left + right < width)
+            std::memcpy(first + left, pixels + left + shift,
+                        size_t(rows * width - left - right) * sizeof(T));
+        for (int64_t y = 0; y < rows; ++y) {
+            for (int64_t x = 0; x < left; ++x) first[y * width + x] = 0;
+            for (int64_t x = width - right; x < width; ++x) first[y * width + x] = 0;
+        }
+        std::memset(first + rows * width, 0,
+                    size_t(grid_.part - (top + rows) * width) * sizeof(T));
+    }
+}
+
+template <class T>
+void RealPixels::fill_rows(const T* pixels, T* to) const {
+    const Geometry& g = conv_.geometry_;
+    const int64_t width = g.input.width;
+    for (int64_t top = 0; top < grid_.phases_h; ++top)
+        for (int64_t part = 0; part < grid_.parts_w; ++part, to += grid_.part) {
+            const int64_t x = part * (grid_.by_column ? g.dilation[1] : 1) - g.padding[1];
+            for (int64_t q = 0; q < grid_.rows; ++q) {
+                const int64_t y = q * g.stride[0] + top - g.padding[0];
+                T* const row = to + q * grid_.columns;
+                if (y < 0 || y >= g.input.height)
+                    std::memset(row, 0, size_t(grid_.columns) * sizeof(T));
+                else
+                    copy_row(pixels + y * width, width, x, g.stride[1], row, grid_.columns);
+            }
+            const int64_t used = grid_.rows * grid_.columns;
+            std::memset(to + used, 0, size_t(grid_.part - used) * sizeof(T));
+        }
+}
+
+template <class T>
 void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* stage) const {
     const Geometry& g = conv_.geometry_;
-    const int64_t size = element_bytes(kind_), width = g.input.width;
-    const char* pixels = input.channel(c) + image * input.pixels() * size;
-    char* to = stage + c * grid_.channel() * size;
-    for (int64_t top = 0; top < grid_.phases_h; ++top)
-        for (int64_t left = 0; left < grid_.phases_w; ++left)
-            for (int64_t q = 0; q < grid_.rows; ++q, to += grid_.columns * size) {
-                const int64_t y = q * g.stride[0] + top - g.padding[0], x = left - g.padding[1];
-                if (y < 0 || y >= g.input.height)
-                    std::memset(to, 0, size_t(grid_.columns * size));
-                else if (is_levels(kind_))
-                    copy_row(reinterpret_cast<const int16_t*>(pixels) + y * width, width, x,
-                             g.stride[1], reinterpret_cast<int16_t*>(to), grid_.columns);
-                else if (kind_ == Kind::kF32)
-                    copy_row(reinterpret_cast<const float*>(pixels) + y * width, width, x,
-                             g.stride[1], reinterpret_cast<float*>(to), grid_.columns);
-                else
-                    copy_row(reinterpret_cast<const double*>(pixels) + y * width, width, x,
-                             g.stride[1], reinterpret_cast<double*>(to), grid_.columns);
-            }
+    const T* pixels = reinterpret_cast<const T*>(input.channel(c)) + image * input.pixels();
+    T* to = reinterpret_cast<T*>(stage) + c * grid_.channel();
+    if (grid_.by_column && g.stride == Pair{1, 1} && grid_.columns == g.input.width)
+        fill_shifted(pixels, to);
+    else
+        fill_rows(pixels, to);
+}
+
+void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* stage) const {
+    if (is_levels(kind_))
+        fill<int16_t>(input, image, c, stage);
+    else if (kind_ == Kind::kF32)
+        fill<float>(input, image, c, stage);
+    else
+        fill<double>(input, image, c, stage);
 }
 
 // Whole rows where several fit the registers, else parts of a row.

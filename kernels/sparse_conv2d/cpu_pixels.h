@@ -21,15 +21,25 @@ class RealPixels {
              const PixelView& residual, int64_t threads, char* stage) const;
 
    private:
-    // The stage of one image: per input channel its pixels by phase (the remainders of row and
-    // column by the stride), each phase with as many rows and columns as the taps reach.
+    // The stage of one image: per input channel its pixels in parts, one for every phase (the remainders
+    // of row and column by the stride), each with as many rows and columns as the taps reach. Narrow
+    // kernels have a part of its own for every column of theirs, shifted to its place: its rows are those
+    // of the output, without a border beside them, and begin at whole vectors more often.
     struct Grid {
-        int64_t phases_h, phases_w, rows, columns;
-        int64_t channel() const { return phases_h * phases_w * rows * columns; }
+        bool by_column;
+        int64_t phases_h, parts_w, rows, columns;
+        int64_t part;  // elements
+        int64_t channel() const { return phases_h * parts_w * part; }
     };
     int64_t parts(int64_t threads) const;
     int64_t grid_bytes(Kind kind) const;
     int64_t scratch_bytes(const PixelKernels& kernels, int64_t threads) const;
+    template <class T>
+    void fill_shifted(const T* pixels, T* to) const;
+    template <class T>
+    void fill_rows(const T* pixels, T* to) const;
+    template <class T>
+    void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     int64_t slice_bytes() const;
     void list_levels(const std::vector<int32_t>& offsets);

@@ -275,6 +275,7 @@ MPT_INLINE void each_pixel_tile(const RealPixelTask& t, int64_t lanes, const Bod
             if (tile.rows > t.tile_rows) tile.rows = t.tile_rows;
             if (tile.columns > t.tile_columns) tile.columns = t.tile_columns;
             const int64_t used = (tile.rows - 1) * t.pitch + tile.columns;
+            if (tile.columns == t.pitch) tile = {row, column, 1, used};  // rows lie end to end
             body(tile, (used + lanes - 1) / lanes);
         }
 }
