@@ -31,7 +31,8 @@ def input_gradient(
     around = tuple(
         d * (k - 1) - p for d, k, p in zip(dilation, (height, width), padding, strict=True)
     )
-    taps = Taps(*turned, (inputs * groups, outputs // groups, height, width))
+    indptr, index, value = turned
+    taps = Taps(indptr, index, value, (inputs * groups, outputs // groups, height, width))
     rows, columns = around
     return sparse_conv2d(grad, taps, None, 1, (rows, columns), dilation, groups, "reference")
 

@@ -75,7 +75,7 @@ def test_against_a_dense_convolution(backend: str, case: str, dtype: torch.dtype
 def test_results_do_not_depend_on_threads_or_instruction_set(
     width: int, dtype: torch.dtype
 ) -> None:
-    """Instruction sets have tiles of up to 4 and 8 pixels, and threads blocks of 16 to 64 images."""
+    """Instruction sets have tiles of up to 4 and 8 pixels, threads blocks of 16 to 64 images."""
     if not cpu.available():
         pytest.skip("the engine is not built: " + cpu.missing_reason())
     draw = torch.Generator().manual_seed(width)
@@ -170,7 +170,7 @@ def test_bad_operands() -> None:
 
 def test_only_the_input_s_gradient(backend: str) -> None:
     x, weight, mask, geometry = operands("groups")
-    want, grad, want_x, _ = dense(x, weight, geometry)
+    _, grad, want_x, _ = dense(x, weight, geometry)
     kept = KeptWeight.of(mask, geometry[3])
     inputs = x.requires_grad_()
     kept_conv2d(inputs, kept.gather(weight), kept, *geometry, backend=backend).backward(grad)
