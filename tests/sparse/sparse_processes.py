@@ -1,4 +1,4 @@
-"""Run by test_sparse_processes.py under torchrun: two processes train one sparse network, one ticket."""
+"""Run by test_sparse_processes.py under torchrun: two processes train sparse networks."""
 
 import json
 import sys
