@@ -43,6 +43,8 @@ CASES = {
     "static (ERK)": ("static", "erk"),
     "SET (ERK)": ("set", "erk"),
     "RigL (ERK)": ("rigl", "erk"),
+    "static (uniform)": ("static", "uniform"),
+    "SET (uniform)": ("set", "uniform"),
     "RigL (uniform)": ("rigl", "uniform"),
 }
 
