@@ -53,16 +53,17 @@ class KeptWeight:
 
     @classmethod
     def of(cls, mask: Tensor, groups: int = 1) -> "KeptWeight":
-        """From a bool mask [O, C/groups, kh, kw] or [O, I] on the CPU; ValueError for others."""
+        """From a bool mask [O, C/groups, kh, kw] or [O, I]; ValueError for others."""
         check_tensor(mask, "mask", torch.bool)
         if mask.dim() not in (2, 4):
             raise ValueError(f"mask must be [O, I] or [O, C, kh, kw], got {tuple(mask.shape)}")
         if groups < 1 or mask.shape[0] % groups or mask.numel() == 0:
             raise ValueError(f"a mask {tuple(mask.shape)} has no {groups} groups of channels")
         outputs, inputs, height, width = shape = (*mask.shape, 1, 1)[:4]
-        make = _engine_lists if cpu.available() else reference.lists
+        by_engine = mask.device.type == "cpu" and cpu.available()
+        make = _engine_lists if by_engine else reference.lists
         index, *lists, order = make(mask.detach().reshape(shape).contiguous(), groups)
-        ones = torch.ones(index.shape)
+        ones = torch.ones(index.shape, device=mask.device)
         turned = (groups * inputs, outputs // groups, height, width)
         return cls(
             shape=shape,
