@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 # Two-sided 95 % points of Student's t by degrees of freedom.
 STUDENT = {2: 4.303, 4: 2.776, 6: 2.447, 8: 2.306, 10: 2.228, 18: 2.101}
 # The claim, the method that should be better, and the other one.
-CLAIMS = (
-    ("static < SET", "SET (ERK)", "static (ERK)"),
-    ("SET <= RigL", "RigL (ERK)", "SET (ERK)"),
-    ("static < RigL", "RigL (ERK)", "static (ERK)"),
-    ("uniform <= ERK, static", "static (ERK)", "static (uniform)"),
-    ("uniform <= ERK, SET", "SET (ERK)", "SET (uniform)"),
-    ("uniform <= ERK, RigL", "RigL (ERK)", "RigL (uniform)"),
+CLAIMS = tuple(
+    (f"{low} {sign} {high}, {kind}", f"{high} ({kind})", f"{low} ({kind})")
+    for kind in ("ERK", "uniform")
+    for low, sign, high in (("static", "<", "SET"), ("SET", "<=", "RigL"), ("static", "<", "RigL"))
+) + tuple(
+    (f"uniform <= ERK, {method}", f"{method} (ERK)", f"{method} (uniform)")
+    for method in ("static", "SET", "RigL")
 )
 
 

@@ -37,8 +37,8 @@ def test_a_table_leaves_out_what_was_not_run() -> None:
     }
     lines = rigl_order.table(runs, "net")
     assert lines[0] == "| claim | 90% pruned |"
-    assert lines[2] == "| static < SET | +10.00 ± 2.27, holds |"
-    assert lines[3] == "| SET <= RigL | – |"
+    assert lines[2] == "| static < SET, ERK | +10.00 ± 2.27, holds |"
+    assert lines[3] == "| SET <= RigL, ERK | – |"
 
 
 def test_the_page_around_the_marks_stays() -> None:
