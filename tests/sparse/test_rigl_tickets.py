@@ -47,8 +47,13 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("power", [1.0, 1.5])
-def test_kept_entries_get_the_ordinary_gradient_and_others_none(scope: str, power: float) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_kept_entries_get_the_ordinary_gradient_and_others_none(
+    scope: str, power: float, channels_last: bool
+) -> None:
     model = network(scope, power)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     mpt.update_masks(model)
     ordinary = copy.deepcopy(model)
     want = gradients(ordinary)
@@ -64,6 +69,7 @@ def test_kept_entries_get_the_ordinary_gradient_and_others_none(scope: str, powe
         mask = scores.get(id(parameter))
         expected = theirs if mask is None else theirs * mask
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+        assert mine.stride() == parameter.stride()
 
 
 @pytest.mark.parametrize("compensate", [True, False])
