@@ -1,4 +1,4 @@
-"""RigL and its baselines on Fashion-MNIST: three seeds, three sparsities, two networks.
+"""RigL and its baselines on Fashion-MNIST: three seeds, three or four sparsities, two networks.
 
     python -m benchmarks.studies.rigl lenet
     python -m benchmarks.studies.rigl wrn
@@ -43,6 +43,8 @@ CASES = {
     "static (ERK)": ("static", "erk"),
     "SET (ERK)": ("set", "erk"),
     "RigL (ERK)": ("rigl", "erk"),
+    "static (uniform)": ("static", "uniform"),
+    "SET (uniform)": ("set", "uniform"),
     "RigL (uniform)": ("rigl", "uniform"),
 }
 
@@ -52,17 +54,21 @@ class Study:
     """A network with its recipe.
 
     pool: factor by which the images are averaged down. images: how many are trained on; 0: all.
+    sparsities: what is pruned.
     """
 
     recipe: dict[str, Any]
     delta_t: int
     pool: int = 1
     images: int = 0
+    sparsities: tuple[float, ...] = SPARSITIES
 
 
 STUDIES = {
     "lenet": Study(
-        {"model": "lenet_300_100", "epochs": 5, "lr": 0.1, "weight_decay": 1e-4}, delta_t=50
+        {"model": "lenet_300_100", "epochs": 5, "lr": 0.1, "weight_decay": 1e-4},
+        delta_t=50,
+        sparsities=(*SPARSITIES, 0.98),  # where the methods might part
     ),
     "wrn": Study(
         {"model": "wrn10_1", "epochs": 5, "lr": 0.1, "weight_decay": 5e-4},
@@ -159,7 +165,7 @@ def run(name: str, work: Path, minutes: float) -> bool:
     # All of one sparsity before the next: a study that is cut short has whole comparisons.
     cases += [
         (label, sparsity, seed)
-        for sparsity, seed, label in product(reversed(SPARSITIES), SEEDS, CASES)
+        for sparsity, seed, label in product(reversed(study.sparsities), SEEDS, CASES)
     ]
     for label, sparsity, seed in cases:
         key = f"{name}/{label}/{sparsity if sparsity is not None else 0}/{seed}"

@@ -2,17 +2,22 @@
 
     python -m benchmarks.studies.rigl_lenet compaction
     python -m benchmarks.studies.rigl_lenet landscape
+    python -m benchmarks.studies.rigl_lenet escape
 
 compaction: RigL as in the paper's appendix B (99 % and 89.1 % of the two hidden layers pruned, the
 last dense, delta_t 100), pixels in [0, 1] so that the empty border is 0, 4 epochs (paper: 200).
 landscape: the training loss on 4,096 images between a magnitude-pruned and a static solution of
-95 %, 2 epochs each; curves trained for 150 batches. Both write rigl_lenet_results.json.
+95 %, 2 epochs each; curves trained for 150 batches. escape: static solutions of 95 % (2 epochs,
+three seeds) trained on for 6 epochs, with a learning rate that starts anew, by RigL from their
+masks and by static training; the same loss after each epoch. All write rigl_lenet_results.json.
 """
 
 import argparse
+import copy
+import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +41,20 @@ def loader(train: bool) -> Loader:
     return Loader(split, BATCH, mean=(0.0,), std=(1.0,), train=train)
 
 
-def fit(kind: str, epochs: int, seed: int, sparsity: float, **options: Any) -> nn.Module:
-    """A trained LeNet-300-100, by the method `kind`."""
+def fit(
+    kind: str,
+    epochs: int,
+    seed: int,
+    sparsity: float,
+    *,
+    start: nn.Module | None = None,
+    on_epoch: Callable[[nn.Module], None] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A LeNet-300-100 trained by the method `kind`, from `start` or new; options of the method."""
     torch.manual_seed(seed)
-    model = lenet_300_100(config=None)
+    model = copy.deepcopy(start) if start is not None else lenet_300_100(config=None)
+    model.train()
     optimizer = torch.optim.SGD(
         model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
     )
@@ -57,6 +72,8 @@ def fit(kind: str, epochs: int, seed: int, sparsity: float, **options: Any) -> n
             F.cross_entropy(model(images), labels).backward()
             method.optimizer_step()
             schedule.step()
+        if on_epoch is not None:
+            on_epoch(model)
     return model.eval()
 
 
@@ -90,18 +107,46 @@ def compaction() -> dict[str, Any]:
     }
 
 
+def some(batches: Loader, count: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches of an epoch."""
+    return itertools.islice(batches.epoch(epoch), count)
+
+
+@torch.no_grad()
+def training_loss(model: nn.Module, batches: Loader) -> float:
+    """The mean loss over 4,096 training images in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    found = [float(F.cross_entropy(model(x), labels)) for x, labels in some(batches, 32, 8)]
+    model.train(was_training)
+    return sum(found) / len(found)
+
+
+def escape(seeds: int = 3, epochs: int = 6) -> dict[str, Any]:
+    """Second panel of Figure 6: which method leaves a static solution for a better one."""
+    batches = loader(True)
+    found: dict[str, Any] = {"epochs": epochs, "static": [], "rigl": []}
+    for seed in range(seeds):
+        start = fit("static", 2, seed, 0.95)
+        masks = {n: w.detach() != 0 for n, w in sparse.sparse_parameters(start).items()}
+        first = training_loss(start, batches)
+        for kind in ("static", "rigl"):
+            losses = [first]
+
+            def note(model: nn.Module, to: list[float] = losses) -> None:
+                to.append(training_loss(model, batches))
+
+            model = fit(kind, epochs, seed, 0.95, start=start, on_epoch=note, masks=masks)
+            found[kind].append({"losses": losses, "accuracy": accuracy(model)})
+            sys.stderr.write(f"{kind}, seed {seed}: loss {losses[0]:.3f} to {losses[-1]:.3f}\n")
+    return found
+
+
 def landscape() -> dict[str, Any]:
     """Losses along the curves of Figure 6."""
     pruned = fit("pruning", 2, 0, 0.95, distribution="erk")
     static = fit("static", 2, 1, 0.95)
     batches = loader(True)
-
-    def some(count: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for index, batch in enumerate(batches.epoch(epoch)):
-            if index == count:
-                return
-            yield batch
-
     points = [i / 10 for i in range(11)]
     found: dict[str, Any] = {"u": points}
     for name, degree, inside in (
@@ -114,13 +159,15 @@ def landscape() -> dict[str, Any]:
             static,
             pruned.state_dict(),
             static.state_dict(),
-            some(150, 7),
+            some(batches, 150, 7),
             F.cross_entropy,
             degree=degree,
             sparse=inside,
             lr=0.003,
         )
-        losses = sparse.curve_losses(static, curve, points, lambda: some(32, 8), F.cross_entropy)
+        losses = sparse.curve_losses(
+            static, curve, points, lambda: some(batches, 32, 8), F.cross_entropy
+        )
         found[name] = {"losses": losses, "barrier": sparse.barrier(losses)}
         sys.stderr.write(f"{name}: barrier {found[name]['barrier']:.3f}\n")
     return found
@@ -128,11 +175,12 @@ def landscape() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("compaction", "landscape"))
+    kinds = {"compaction": compaction, "landscape": landscape, "escape": escape}
+    parser.add_argument("what", choices=tuple(kinds))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results[arguments.what] = compaction() if arguments.what == "compaction" else landscape()
+    results[arguments.what] = kinds[arguments.what]()
     atomic_write(RESULTS, (json.dumps(results, indent=1) + "\n").encode())
 
 

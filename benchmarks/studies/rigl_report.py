@@ -1,6 +1,8 @@
 """Tables and curves of the RigL studies: rigl_results.md beside this file, docs/rigl.svg.
 
-python -m benchmarks.studies.rigl_report
+    python -m benchmarks.studies.rigl_report
+
+The tables of accuracies and of what they show also go between the two marks in docs/rigl.md.
 """
 
 import json
@@ -13,18 +15,31 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.studies import rigl_order
+
 HERE = Path(__file__).resolve().parent
-FIGURE = HERE.parents[1] / "docs" / "rigl.svg"
+PAGE = HERE.parents[1] / "docs" / "rigl.md"
+FIGURE = PAGE.with_suffix(".svg")
+MARKS = "<!-- benchmarks.studies.rigl_report -->", "<!-- end -->"
 TITLES = {
     "lenet": "LeNet-300-100 on Fashion-MNIST, 5 epochs",
     "wrn": "WRN-10-1 on Fashion-MNIST at 14 x 14, 5 epochs of 12,000",
 }
-ORDER = ("static (ERK)", "SET (ERK)", "RigL (ERK)", "RigL (uniform)")
+ORDER = (
+    "static (ERK)",
+    "SET (ERK)",
+    "RigL (ERK)",
+    "static (uniform)",
+    "SET (uniform)",
+    "RigL (uniform)",
+)
 COLOURS = {
     "dense": "#16191f",
     "static (ERK)": "#9aa3ad",
     "SET (ERK)": "#d9541e",
     "RigL (ERK)": "#2a6fd0",
+    "static (uniform)": "#d3d8dd",
+    "SET (uniform)": "#f0b79c",
     "RigL (uniform)": "#7fb2f0",
 }
 
@@ -200,7 +215,38 @@ def lenet(results: dict[str, Any]) -> list[str]:
                 f"{curve['barrier']:.3f} |"
             )
         lines.append("")
+    if "escape" in results:
+        found = results["escape"]
+        lines += [
+            f"## {found['epochs']} epochs more from {len(found['rigl'])} static solutions",
+            "",
+            "| method | training loss before | after each epoch (means) | test accuracy, % |",
+            "|---|---|---|---|",
+        ]
+        for kind in ("static", "rigl"):
+            runs = found[kind]
+            before, *after = mean_losses(runs)
+            losses = ", ".join(f"{loss:.3f}" for loss in after)
+            lines.append(f"| {kind} | {before:.3f} | {losses} | {mean_and_spread(runs)} |")
+        lines.append("")
     return lines
+
+
+def mean_losses(runs: list[dict[str, Any]]) -> list[float]:
+    """The losses of an escape before and after each epoch, means over the seeds."""
+    return [statistics.mean(at) for at in zip(*(run["losses"] for run in runs), strict=True)]
+
+
+def draw_escape(axes: Axes, results: dict[str, Any]) -> None:
+    """Training loss after each epoch from a static solution on, a line per seed."""
+    found = results["escape"]
+    for kind, colour in (("static", "static (ERK)"), ("rigl", "RigL (ERK)")):
+        for index, run in enumerate(found[kind]):
+            axes.plot(run["losses"], color=COLOURS[colour], label=None if index else kind)
+    axes.set_title("Trained on from a static solution", fontsize=9)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("training loss")
+    axes.legend(fontsize=7, frameon=False)
 
 
 def draw_accuracies(axes: Axes, runs: Runs, study: str) -> None:
@@ -240,6 +286,14 @@ def draw_landscape(axes: Axes, results: dict[str, Any]) -> None:
     axes.legend(fontsize=7, frameon=False)
 
 
+def between_marks(page: str, lines: list[str]) -> str:
+    """The page with `lines` in place of what stands between its marks."""
+    before, rest = page.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    lines = [line.replace("## ", "### ", 1) if line.startswith("## ") else line for line in lines]
+    return "\n".join([before + MARKS[0], "", *lines, MARKS[1]]) + after
+
+
 def main() -> None:
     results, ticket_results = read(""), read("tickets_")
     lenet_results, text_results = read("lenet_"), read("text_")
@@ -254,24 +308,30 @@ def main() -> None:
         "shorter than the paper's: they compare the methods at that length.",
         "",
     ]
+    accuracies: list[str] = []
     for study in studies:
-        lines += accuracy_table(runs, study)
+        accuracies += [*accuracy_table(runs, study), *rigl_order.table(runs, study)]
+    lines += accuracies
     lines += tickets(ticket_results) + packed(read("packed_"))
     lines += text_table(text_results) + lenet(lenet_results)
     if "machine" in results:
         facts = results["machine"]
         lines += [f"Last runs: {facts['cpu']}, torch {facts['torch']}, one thread."]
     (HERE / "rigl_results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    PAGE.write_text(between_marks(PAGE.read_text(encoding="utf-8"), accuracies), encoding="utf-8")
 
     mpl.rcParams["svg.hashsalt"] = "mpt_fast"
-    panels = [*studies, *(["landscape"] if "landscape" in lenet_results else [])]
+    panels = [*studies, *(name for name in ("landscape", "escape") if name in lenet_results)]
     if not panels:
         return
-    figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(9.2, 3.4 * rows), layout="constrained")
+    for axes, panel in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=False):
         axes.spines[["top", "right"]].set_visible(False)
         if panel == "landscape":
             draw_landscape(axes, lenet_results)
+        elif panel == "escape":
+            draw_escape(axes, lenet_results)
         else:
             draw_accuracies(axes, runs, panel)
     figure.savefig(FIGURE, metadata={"Date": None})

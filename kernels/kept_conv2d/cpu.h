@@ -18,10 +18,10 @@ struct Task {
     int64_t in_row_step, in_pixel_step;
 };
 
-// Adds to sums[tap][16 lanes] the products of one group of images over all output pixels, for the
-// taps of output channels [begin, end) in one block of input channels.
-using Kernel = void (*)(const Task&, int64_t group, int64_t block, int64_t begin, int64_t end,
-                        void* sums);
+// Adds to sums[tap][16 lanes] the products of one group of images over one row of output pixels, for
+// the taps of output channels [begin, end) in one block of input channels.
+using Kernel = void (*)(const Task&, int64_t group, int64_t row, int64_t block, int64_t begin,
+                        int64_t end, void* sums);
 
 namespace plain {
 Kernel kernel();

@@ -21,7 +21,13 @@ from torch.nn.grad import conv2d_input
 
 from mpt_fast.kernels import cpu
 from mpt_fast.kernels.backend import choose
-from mpt_fast.kernels.geometry import Geometry, Pair, check_tensor, make_geometry
+from mpt_fast.kernels.geometry import (
+    Geometry,
+    Pair,
+    check_tensor,
+    conv2d_output_size,
+    make_geometry,
+)
 from mpt_fast.kernels.interop import as_array, run_options, tap_arrays
 from mpt_fast.kernels.kept_conv2d import reference
 from mpt_fast.kernels.sparse_conv2d import sparse_conv2d
@@ -47,24 +53,23 @@ class KeptWeight:
 
     @classmethod
     def of(cls, mask: Tensor, groups: int = 1) -> "KeptWeight":
-        """From a bool mask [O, C/groups, kh, kw] or [O, I] on the CPU; ValueError for others."""
+        """From a bool mask [O, C/groups, kh, kw] or [O, I]; ValueError for others."""
         check_tensor(mask, "mask", torch.bool)
         if mask.dim() not in (2, 4):
             raise ValueError(f"mask must be [O, I] or [O, C, kh, kw], got {tuple(mask.shape)}")
-        outputs, inputs, height, width = (*mask.shape, 1, 1)[:4]
-        index = mask.reshape(-1).nonzero().squeeze(1)
-        area, per_group = height * width, outputs // groups
-        channel, tap = index // area, index % area
-        output, within = channel // inputs, channel % inputs
-        # dL/dx is the convolution of dL/dout by the kernels transposed and turned by half.
-        source = output // per_group * inputs + within
-        place = (source * per_group + output % per_group) * area + (area - 1 - tap)
-        order = place.argsort()
+        if groups < 1 or mask.shape[0] % groups or mask.numel() == 0:
+            raise ValueError(f"a mask {tuple(mask.shape)} has no {groups} groups of channels")
+        outputs, inputs, height, width = shape = (*mask.shape, 1, 1)[:4]
+        by_engine = mask.device.type == "cpu" and cpu.available()
+        make = _engine_lists if by_engine else reference.lists
+        index, *lists, order = make(mask.detach().reshape(shape).contiguous(), groups)
+        ones = torch.ones(index.shape, device=mask.device)
+        turned = (groups * inputs, outputs // groups, height, width)
         return cls(
-            shape=(outputs, inputs, height, width),
+            shape=shape,
             index=index,
-            taps=_taps(index, (outputs, inputs, height, width)),
-            turned=_taps(place[order], (groups * inputs, per_group, height, width)),
+            taps=Taps(lists[0], lists[1], ones, shape),
+            turned=Taps(lists[2], lists[3], ones, turned),
             turned_order=order,
         )
 
@@ -84,17 +89,9 @@ class KeptWeight:
         return dense
 
 
-def _taps(index: Tensor, shape: tuple[int, int, int, int]) -> Taps:
-    """Taps of value 1 at ascending flat indices."""
-    per_channel = shape[1] * shape[2] * shape[3]
-    starts = index.new_zeros(shape[0] + 1)
-    starts[1:] = torch.bincount(index // per_channel, minlength=shape[0]).cumsum(0)
-    return Taps(
-        indptr=starts.to(torch.int32),
-        index=(index % per_channel).to(torch.int32),
-        value=torch.ones(index.shape),
-        shape=shape,
-    )
+def _engine_lists(mask: Tensor, groups: int) -> reference.Lists:
+    found = cpu.engine().kept_lists(mask.numpy(), groups)
+    return tuple(torch.from_numpy(part) for part in found)  # type: ignore[return-value]  # six
 
 
 def kept_conv2d(
@@ -128,20 +125,33 @@ class KeptConv2dFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, value: Tensor, weight: KeptWeight, geometry: Geometry, backend: str
     ) -> Tensor:
-        taps = weight.taps._replace(value=value.detach())
         ctx.save_for_backward(x, value)
         ctx.weight, ctx.geometry, ctx.backend = weight, geometry, backend
-        return sparse_conv2d(x, taps, None, *geometry, backend=backend)
+        taps = weight.taps
+        return _kept_conv2d(x, taps.indptr, taps.index, value, weight.shape, *geometry, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, value = ctx.saved_tensors
         weight, geometry, backend = ctx.weight, ctx.geometry, ctx.backend
         grad_x = grad_value = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _grad_x(grad, x.shape, value, weight, geometry, backend)
-        if ctx.needs_input_grad[1]:
-            grad_value = kept_gradient(x, grad, weight, geometry, backend)
+        turned = _turned_padding(weight, geometry)
+        if not ctx.needs_input_grad[0]:
+            if ctx.needs_input_grad[1]:
+                grad_value = kept_gradient(x, grad, weight, geometry, backend)
+        elif turned is None:
+            dense = weight.scatter(value.detach())
+            grad_x = conv2d_input(x.shape, dense, grad, *geometry)
+            if ctx.needs_input_grad[1]:
+                grad_value = kept_gradient(x, grad, weight, geometry, backend)
+        else:
+            taps = weight.turned
+            lists = (taps.indptr, taps.index, value.index_select(0, weight.turned_order))
+            if ctx.needs_input_grad[1]:
+                grad_value, grad_x = _gradients(x, grad, weight, geometry, lists, backend)
+            else:
+                around = make_geometry(1, turned, *geometry[2:])
+                grad_x = _kept_conv2d(grad, *lists, taps.shape, *around, backend)
         return grad_x, grad_value, None, None, None
 
 
@@ -149,16 +159,40 @@ def kept_gradient(
     x: Tensor, grad: Tensor, weight: KeptWeight, geometry: Geometry, backend: str | None = None
 ) -> Tensor:
     """dL/dvalue [T] from the input and the gradient of the output."""
-    taps = weight.taps
-    return _kept_gradient(x, grad, taps.indptr, taps.index, weight.shape, *geometry, backend)
+    return _gradients(x, grad, weight, geometry, None, backend)[0]
 
 
-@torch.library.custom_op("mpt_fast::kept_conv2d_gradient", mutates_args=())
-def _kept_gradient(
+def _turned_padding(weight: KeptWeight, geometry: Geometry) -> tuple[int, ...] | None:
+    """The padding of the convolution by turned taps that gives the gradient to x, if one does."""
+    stride, padding, dilation, _ = geometry
+    sides = tuple(
+        d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)
+    )
+    return sides if tuple(stride) == (1, 1) and min(sides) >= 0 else None
+
+
+def _gradients(
     x: Tensor,
     grad: Tensor,
+    weight: KeptWeight,
+    geometry: Geometry,
+    turned: tuple[Tensor, Tensor, Tensor] | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """dL/dvalue, and dL/dx where the turned taps are given (otherwise empty)."""
+    lists = [] if turned is None else list(turned)
+    taps = weight.taps
+    return _kept_gradients(
+        x, grad, taps.indptr, taps.index, lists, weight.shape, *geometry, backend
+    )
+
+
+@torch.library.custom_op("mpt_fast::kept_conv2d", mutates_args=())
+def _kept_conv2d(
+    x: Tensor,
     indptr: Tensor,
     index: Tensor,
+    value: Tensor,
     shape: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -166,49 +200,91 @@ def _kept_gradient(
     groups: int,
     backend: str | None = None,
 ) -> Tensor:
-    outputs, inputs, height, width = shape
-    taps = Taps(indptr, index, x.new_ones(index.shape), (outputs, inputs, height, width))
-    geometry = make_geometry(stride, padding, dilation, groups)
+    taps, geometry = _unpack(indptr, index, value, shape, stride, padding, dilation, groups)
     if choose("kept_conv2d", backend, x.device.type, BACKENDS) == "reference":
-        return reference.gradient(x, grad, taps, geometry)
-    found = cpu.engine().kept_conv2d_gradient(
-        as_array(x), as_array(grad), *tap_arrays(taps), *geometry, **run_options()
-    )
+        return sparse_conv2d(x, taps, None, *geometry, backend="reference")
+    found = cpu.engine().kept_conv2d(as_array(x), *tap_arrays(taps), *geometry, **run_options())
     return torch.from_numpy(found)
 
 
-@_kept_gradient.register_fake
+@_kept_conv2d.register_fake
+def _(
+    x: Tensor,
+    indptr: Tensor,
+    index: Tensor,
+    value: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str | None = None,
+) -> Tensor:
+    geometry = make_geometry(stride, padding, dilation, groups)
+    size = conv2d_output_size((x.shape[2], x.shape[3]), (shape[2], shape[3]), geometry)
+    return x.new_empty((x.shape[0], shape[0], *size))
+
+
+@torch.library.custom_op("mpt_fast::kept_conv2d_gradients", mutates_args=())
+def _kept_gradients(
+    x: Tensor,
+    grad: Tensor,
+    indptr: Tensor,
+    index: Tensor,
+    turned: list[Tensor],
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    ones = x.new_ones(index.shape)
+    taps, geometry = _unpack(indptr, index, ones, shape, stride, padding, dilation, groups)
+    if choose("kept_conv2d", backend, x.device.type, BACKENDS) == "reference":
+        of_x = x.new_empty(0)
+        if turned:
+            of_x = reference.input_gradient(grad, turned, taps.shape, geometry)
+        return reference.gradient(x, grad, taps, geometry), of_x
+    found = cpu.engine().kept_conv2d_gradients(
+        as_array(x),
+        as_array(grad),
+        *tap_arrays(taps),
+        *geometry,
+        turned=[as_array(part) for part in turned] or None,
+        **run_options(),
+    )
+    of_taps, of_x = found
+    return torch.from_numpy(of_taps), x.new_empty(0) if of_x is None else torch.from_numpy(of_x)
+
+
+@_kept_gradients.register_fake
 def _(
     x: Tensor,
     grad: Tensor,
     indptr: Tensor,
     index: Tensor,
+    turned: list[Tensor],
     shape: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
     backend: str | None = None,
-) -> Tensor:
-    return x.new_empty(index.shape)
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(index.shape), x.new_empty(x.shape if turned else 0)
 
 
-def _grad_x(
-    grad: Tensor,
-    shape: Sequence[int],
+def _unpack(
+    indptr: Tensor,
+    index: Tensor,
     value: Tensor,
-    weight: KeptWeight,
-    geometry: Geometry,
-    backend: str,
-) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    kernel = weight.shape[2:]
-    turned_padding = tuple(
-        d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)
-    )
-    if tuple(stride) != (1, 1) or min(turned_padding) < 0:
-        dense = weight.scatter(value.detach())
-        return conv2d_input(shape, dense, grad, stride, padding, dilation, groups)
-    taps = weight.turned._replace(value=value.detach().index_select(0, weight.turned_order))
-    rows, columns = turned_padding
-    return sparse_conv2d(grad, taps, None, 1, (rows, columns), dilation, groups, backend)
+    shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Taps, Geometry]:
+    outputs, inputs, height, width = shape
+    taps = Taps(indptr, index, value, (outputs, inputs, height, width))
+    return taps, make_geometry(stride, padding, dilation, groups)

@@ -29,7 +29,8 @@ namespace select {
 namespace {
 
 constexpr size_t kChunk = size_t{1} << 16;
-constexpr size_t kSampleRuns = 4096, kRun = 16;
+constexpr size_t kRun = 16, kFewestRuns = 256, kMostRuns = 4096;  // of the sample
+constexpr size_t kSmall = 8192;  // ranked whole: no sample would be smaller
 constexpr uint32_t kMaxKey = 0x7fffffffu, kInfinityKey = 0x7f800000u;
 
 const Kernels& best_kernels() {
@@ -80,9 +81,12 @@ uint32_t key_at(const float* p) {
 
 // Short runs at jittered, evenly spread places: a run costs one cache line.
 std::vector<uint32_t> sample_keys(const std::vector<Span>& spans, size_t total) {
+    // About total^(2/3) keys: ranking the sample and what its bracket leaves then cost the same.
+    const auto balanced = static_cast<size_t>(std::pow(static_cast<double>(total), 2.0 / 3.0));
+    const size_t runs = std::clamp(balanced / kRun, kFewestRuns, kMostRuns);
     std::vector<uint32_t> sample;
-    sample.reserve(kSampleRuns * kRun);
-    const size_t step = std::max(kRun, total / kSampleRuns);
+    sample.reserve(runs * kRun);
+    const size_t step = std::max(kRun, total / runs);
     uint32_t state = 12345;
     for (const Span& span : spans) {
         for (size_t base = 0; base < span.size; base += step) {
@@ -200,7 +204,7 @@ Threshold find_threshold(const std::vector<Span>& spans, const std::vector<Chunk
     if (kept < 1 || kept > total)
         throw std::invalid_argument("kept_total must lie in 1.." + std::to_string(total) +
                                     ", got " + std::to_string(kept));
-    if (total <= kChunk) {
+    if (total <= kSmall) {
         std::vector<uint32_t> keys;
         keys.reserve(total);
         uint32_t largest = 0;

@@ -24,7 +24,7 @@ from mpt_fast.report import text
 
 if TYPE_CHECKING:
     from mpt_fast.sparse import Cost, SparseConfig
-    from mpt_fast.training import Recipe, Result
+    from mpt_fast.training import Result
 
 NAME = "rigl"
 EXAMPLE = (
@@ -33,6 +33,23 @@ EXAMPLE = (
     "The run is a folder like that of `train`: eval, pack and bench take it."
 )
 _SPARSE, _FILES = "Sparse training", "Files"
+_TICKET, _LOTTERY, _SMALL = "ticket", "lottery", "small-dense"
+_MOVING = ("rigl", "set", "snfs")
+_MEANING = {
+    "distribution": (*_MOVING, "static", "snip", "pruning", "dnw", _SMALL, _LOTTERY),
+    "delta_t": (*_MOVING, _TICKET),
+    "alpha": _MOVING,
+    "decay": _MOVING,
+    "power": (*_MOVING, _TICKET),  # of the decay; of a ticket's scores
+    "grad_accumulation": ("rigl",),
+    "start": (*_MOVING, "pruning"),
+    "stop": (*_MOVING, "pruning"),
+    "frequency": ("pruning",),
+    "select_t": (_TICKET,),
+}
+"""Settings that mean nothing to other methods."""
+_OWN = ("sparsity", "distribution", "custom", "dense_first")
+"""Settings that the masks of a lottery restart decide."""
 
 
 def command(
@@ -57,8 +74,9 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="rigl, set, snfs, static, snip, pruning, dnw; or ticket: a RigL-driven ticket, "
-            "whose weights are never trained.",
+            help="rigl, set, snfs, static, snip, pruning, dnw; small-dense: a dense network, "
+            "narrowed to the size of the sparse one; lottery: the masks of --from over the weights "
+            "it began with; ticket: a RigL-driven ticket, whose weights are never trained.",
             show_default="rigl",
             rich_help_panel=_SPARSE,
         ),
@@ -105,6 +123,16 @@ def command(
             metavar="X",
             help="Share of the run after which the masks stay.",
             show_default="0.75",
+            rich_help_panel=_SPARSE,
+        ),
+    ] = None,
+    masks_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with the masks of this run of `rigl`, of the same model and seed (for "
+            "lottery, whose masks stay, and for rigl, set and snfs).",
             rich_help_panel=_SPARSE,
         ),
     ] = None,
@@ -169,10 +197,34 @@ def command(
         "data": data,
     }
     values |= {key: value for key, value in given.items() if value is not None}
-    if values.get("method") == "ticket":
+    if masks_from is not None:
+        values["masks_from"] = str(masks_from)
+    chosen = values.setdefault("method", "rigl")
+    _refuse_idle(values)
+    if chosen == _TICKET:
         _ticket(context, model, values, out, resume, data_root, device)
     else:
         _weights(context, model, values, out, resume, data_root, device)
+
+
+def _refuse_idle(values: dict[str, Any]) -> None:
+    """RecipeError for an unknown method, BadParameter for a setting it would not look at."""
+    from mpt_fast.sparse import KINDS
+    from mpt_fast.training import RecipeError
+
+    method, known = values["method"], (*KINDS, _LOTTERY, _TICKET)
+    given = "masks_from" in values
+    if method not in known:
+        raise RecipeError(f"method must be one of {', '.join(known)}, got {method!r}")
+    if method == _LOTTERY and not given:
+        raise typer.BadParameter("--method lottery needs --from RUN, whose masks it begins with")
+    if given and method not in (_LOTTERY, "static", *_MOVING):
+        raise typer.BadParameter(f"--from has no meaning for --method {method}")
+    for name in values:
+        if method not in _MEANING.get(name, known):
+            raise typer.BadParameter(f"{name} has no meaning for --method {method}")
+        if given and name in _OWN:
+            raise typer.BadParameter(f"{name} has no meaning with --from: its masks decide it")
 
 
 def _weights(
@@ -186,9 +238,14 @@ def _weights(
 ) -> None:
     import dataclasses
 
-    from mpt_fast.sparse import SparseConfig, cost, train
+    from mpt_fast.sparse import SparseConfig, cost, run_masks, train
     from mpt_fast.training import recipe_for
 
+    name = values["method"]
+    if name == _LOTTERY:
+        values["method"] = "static"
+    if "masks_from" in values:
+        values["sparsity"] = _sparsity_of(values["masks_from"])
     names = {field.name for field in dataclasses.fields(SparseConfig)}
     config = SparseConfig(**{k: v for k, v in values.items() if k in names})
     # The seed draws both; the sparsity stands in the recipe for those who read the run's folder.
@@ -198,7 +255,7 @@ def _weights(
     rest.setdefault("nesterov", plain)
     rest["sparsity"] = config.sparsity
     recipe = recipe_for(model, rest.pop("data", "digits"), dense=True, **rest)
-    folder = folder or Path("runs") / "-".join([model, recipe.data, config.method])
+    folder = folder or Path("runs") / "-".join([model, recipe.data, name])
     result = train(
         recipe,
         config,
@@ -208,21 +265,24 @@ def _weights(
         device=device,
         quiet=output(context).json,
     )
-    counted = cost(result.model.cpu(), _shape(folder), kept=_kept(result))
-    _answer(context, folder, recipe, result, counted, _training_ratio(counted, config, result))
+    shape, network = _shape(folder), result.model.cpu()
+    if name == _SMALL:
+        counted = cost(network, shape)
+        whole = cost(recipe.build(shape, _classes(folder)), shape)
+        ratio = counted.training_flops("small-dense") / whole.training_flops("dense")
+        return _answer(context, folder, result, counted, whole, ratio)
+    kept = {layer: int(mask.sum()) for layer, mask in run_masks(folder).items()}
+    counted = cost(network, shape, kept=kept)
+    ratio = _training_ratio(counted, config, result)
+    return _answer(context, folder, result, counted, counted, ratio)
 
 
-def _kept(result: Result) -> dict[str, int]:
-    """The entries that the run's masks keep, by layer."""
-    from mpt_fast.training import checkpoint
+def _sparsity_of(folder: str) -> float:
+    """The fraction that the masks of a run prune, all layers together."""
+    from mpt_fast.sparse import run_masks
 
-    prefix = "sparse/mask/"
-    tensors = checkpoint.read(result.out_dir / "last.safetensors").tensors
-    return {
-        name.removeprefix(prefix): int(mask.sum())
-        for name, mask in tensors.items()
-        if name.startswith(prefix)
-    }
+    masks = run_masks(folder).values()
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def _training_ratio(counted: Cost, config: SparseConfig, result: Result) -> float:
@@ -251,9 +311,6 @@ def _ticket(
 
     del values["method"]
     delta_t, select_t = values.pop("delta_t", 4), values.pop("select_t", 1)
-    for name in ("distribution", "alpha", "stop"):
-        if name in values:
-            raise typer.BadParameter(f"{name} has no meaning for --method ticket")
     values = {"sparsity": 0.9, "scope": "layer", **values}
     recipe = recipe_for(model, values.pop("data", "digits"), **values)
     folder = folder or Path("runs") / "-".join([model, recipe.data, "rigl-ticket"])
@@ -269,25 +326,35 @@ def _ticket(
     )
     counted = ticket_cost(result.model.cpu(), _shape(folder))
     ratio = counted.training_ratio("rigl-ticket", delta_t=delta_t)
-    _answer(context, folder, recipe, result, counted, ratio)
+    _answer(context, folder, result, counted, counted, ratio)
 
 
-def _shape(folder: Path) -> tuple[int, ...]:
+def _shape(folder: Path) -> tuple[int, int, int]:
     from mpt_fast.training import checkpoint
 
-    return tuple(checkpoint.read(folder / "last.safetensors").state["input_shape"])
+    channels, height, width = checkpoint.read(folder / "last.safetensors").state["input_shape"]
+    return channels, height, width
+
+
+def _classes(folder: Path) -> int:
+    from mpt_fast.training import checkpoint
+
+    return int(checkpoint.read(folder / "last.safetensors").state["num_classes"])
 
 
 def _answer(
     context: typer.Context,
     folder: Path,
-    recipe: Recipe,
     result: Result,
     counted: Cost,
+    whole: Cost,
     training_ratio: float,
 ) -> None:
-    size = sum(layer.size for layer in counted.layers)
-    dense_bytes = 4 * sum(layer.size + layer.shape[0] for layer in counted.layers)
+    """What the run's network costs (`counted`) against the dense network `whole`."""
+    recipe = result.recipe
+    size = sum(layer.size for layer in whole.layers)
+    dense_bytes = 4 * sum(layer.size + layer.shape[0] for layer in whole.layers)
+    inference_ratio = counted.sparse_flops / whole.dense_flops
     data = {
         "out": str(folder),
         "accuracy": result.accuracy,
@@ -298,7 +365,7 @@ def _answer(
         "kept": counted.kept,
         "weights": size,
         "inference_flops": counted.sparse_flops,
-        "inference_ratio": counted.inference_ratio,
+        "inference_ratio": inference_ratio,
         "training_ratio": training_ratio,
         "size_bytes": counted.size_bytes,
         "dense_bytes": dense_bytes,
@@ -308,7 +375,7 @@ def _answer(
     rows = [
         ["Test accuracy", text.percent(result.accuracy, 2)],
         ["Weights kept", f"{text.count(counted.kept)} of {text.count(size)}, {share}"],
-        ["FLOPs of inference, of dense", text.percent(counted.inference_ratio)],
+        ["FLOPs of inference, of dense", text.percent(inference_ratio)],
         ["FLOPs of training, of dense", text.percent(training_ratio)],
         [
             "Size, of dense fp32",

@@ -27,7 +27,15 @@ from mpt_fast.sparse.methods import (
     Static,
     pruning_share,
 )
-from mpt_fast.sparse.run import SparseConfig, SparseTrainer, train
+from mpt_fast.sparse.run import (
+    KINDS,
+    SparseConfig,
+    SparseTrainer,
+    lottery_masks,
+    run_masks,
+    small_dense_recipe,
+    train,
+)
 from mpt_fast.sparse.small_dense import SmallDense, small_dense_width
 from mpt_fast.sparse.tickets import RigLTickets, TicketTrainer, ticket_cost, train_ticket
 from mpt_fast.sparse.update import Update, drop_and_grow, drop_fraction, top_mask
@@ -35,6 +43,7 @@ from mpt_fast.sparse.weights import SparseWeight, sparse_parameters
 
 __all__ = [
     "DNW",
+    "KINDS",
     "METHODS",
     "SET",
     "SNFS",
@@ -66,8 +75,11 @@ __all__ = [
     "fit_curve",
     "kept_entries",
     "layer_sparsities",
+    "lottery_masks",
     "lottery_restart",
     "pruning_share",
+    "run_masks",
+    "small_dense_recipe",
     "small_dense_width",
     "sparse_parameters",
     "ticket_cost",

@@ -183,7 +183,9 @@ class _KeptValues(torch.autograd.Function):
         kept: KeptWeight = ctx.kept
         own = score_gradient(grad, weight, kept.gather(scores.detach()), ctx.power, "reference")
         dense = kept.scatter(own).view(scores.shape)
-        return torch.empty_like(scores).copy_(dense), None, None, None, None
+        if not scores.is_contiguous():  # a gradient has its parameter's memory format
+            dense = torch.empty_like(scores).copy_(dense)
+        return dense, None, None, None, None
 
 
 class _AllScores(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Run by test_sparse_processes.py under torchrun: two processes train one sparse network."""
+"""Run by test_sparse_processes.py under torchrun: two processes train sparse networks."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
+import mpt_fast as mpt
 from mpt_fast import sparse
 
 
@@ -37,6 +38,51 @@ def train(name: str, model: nn.Module, net: nn.Module, rank: int, world: int) ->
     return masks | {f"weight.{n}": x.weight.detach() for n, x in method.layers.items()}
 
 
+def ticket() -> nn.Sequential:
+    torch.manual_seed(0)
+    config = mpt.TicketConfig(sparsity=0.6, scope="layer")
+    return nn.Sequential(
+        nn.Unflatten(1, (3, 2, 2)),
+        mpt.MPTConv2d(3, 8, 3, padding=1, bias=True, config=config),
+        nn.ReLU(),
+        nn.Flatten(),
+        mpt.MPTLinear(32, 4, config=config),
+    )
+
+
+def train_ticket(
+    model: nn.Module, net: nn.Module, rank: int, world: int, amp: bool
+) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 2.0, 0.5)
+    tickets = sparse.RigLTickets(model, 3)
+    seen = []
+    for images in batches(rank, world):
+        tickets.begin_step()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+            loss = (net(images).float() - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(torch.cat([layer.code.flatten() for layer in tickets.layers]))
+    return {
+        "mask": torch.stack(seen),  # of every step
+        **{f"scores.{i}": x.scores.detach() for i, x in enumerate(tickets.layers)},
+    }
+
+
+def tickets(out: Path, rank: int, world: int) -> None:
+    for amp in (False, True):
+        name = "ticket-bf16" if amp else "ticket"
+        model = ticket()
+        net = nn.parallel.DistributedDataParallel(model)
+        save_file(
+            train_ticket(model, net, rank, world, amp), out / f"rank{rank}-{name}.safetensors"
+        )
+        if rank == 0:
+            alone = ticket()
+            save_file(train_ticket(alone, alone, 0, 1, amp), out / f"alone-{name}.safetensors")
+
+
 def main() -> None:
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -58,6 +104,7 @@ def main() -> None:
             sparse.SparseTraining._compare_processes = compare
         else:
             dist.barrier()
+    tickets(out, rank, world)
     model = network()  # not wrapped: every rank follows its own gradient
     try:
         train("rigl", model, model, rank, world)

@@ -47,8 +47,13 @@ def gradients(model: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("power", [1.0, 1.5])
-def test_kept_entries_get_the_ordinary_gradient_and_others_none(scope: str, power: float) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_kept_entries_get_the_ordinary_gradient_and_others_none(
+    scope: str, power: float, channels_last: bool
+) -> None:
     model = network(scope, power)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     mpt.update_masks(model)
     ordinary = copy.deepcopy(model)
     want = gradients(ordinary)
@@ -64,6 +69,7 @@ def test_kept_entries_get_the_ordinary_gradient_and_others_none(scope: str, powe
         mask = scores.get(id(parameter))
         expected = theirs if mask is None else theirs * mask
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+        assert mine.stride() == parameter.stride()
 
 
 @pytest.mark.parametrize("compensate", [True, False])
@@ -167,6 +173,30 @@ def test_other_dtypes_and_padding_modes_are_masked_ordinary_ones() -> None:
     sparse.RigLTickets(double, 4).begin_step()
     double(batch()[0].double()).sum().backward()
     assert all(not x.scores.grad[x.code == 0].any() for x in layers(double))  # type: ignore[index]
+
+
+def test_in_bf16_autocast_the_gradient_is_the_masked_ordinary_one() -> None:
+    model = network()
+    ordinary = copy.deepcopy(model)
+    tickets = sparse.RigLTickets(model, 2, compensate=False)
+    for sees_all in (False, True):
+        assert tickets.begin_step() == sees_all
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mine, theirs = score_gradients(model), score_gradients(ordinary)
+        for layer, got, want in zip(layers(model), mine, theirs, strict=True):
+            kept = torch.ones_like(got, dtype=torch.bool) if sees_all else layer.code != 0
+            assert torch.equal(got, want * kept)
+            assert got[layer.code != 0].any()
+
+
+def test_a_run_in_bf16(tmp_path: Path) -> None:
+    recipe = Recipe.from_dict(
+        {"model": "conv2", "width": 0.125, "data": "digits", "epochs": 1, "batch_size": 256,
+         "amp": "bf16", "threads": 1, "scope": "layer", "sparsity": 0.8}
+    )  # fmt: skip
+    result = sparse.train_ticket(recipe, 2, tmp_path, quiet=True, device="cpu")
+    assert result.history[-1]["sparsity"] == pytest.approx(0.8, abs=2e-3)
+    assert checkpoint.read(tmp_path / "last.safetensors").state["amp"] == "bf16"
 
 
 def test_counted_flops() -> None:

@@ -42,6 +42,28 @@ def test_ranks_agree_with_each_other_and_with_one_process(out: Path, name: str) 
             torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-6)
 
 
+def test_ticket_ranks_agree_with_each_other_and_with_one_process(out: Path) -> None:
+    """At every step, with scores moved by the mean of the ranks' gradients."""
+    first, second, alone = (
+        load_file(out / f"{who}-ticket.safetensors") for who in ("rank0", "rank1", "alone")
+    )
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+        if key == "mask":
+            assert torch.equal(value, alone[key])
+            assert (value[1:] != value[:-1]).any(1).all()  # it moves at every step
+        else:
+            torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-5)
+
+
+def test_ticket_ranks_agree_in_bf16(out: Path) -> None:
+    first, second = (load_file(out / f"rank{rank}-ticket-bf16.safetensors") for rank in (0, 1))
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    other = load_file(out / "rank0-ticket.safetensors")
+    assert not torch.equal(first["scores.0"], other["scores.0"])  # it was computed in bf16
+
+
 def test_gradients_that_were_not_averaged_are_noticed(out: Path) -> None:
     for rank in (0, 1):
         said = json.loads((out / f"rank{rank}.json").read_text())["said"]

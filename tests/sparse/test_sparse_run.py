@@ -11,7 +11,14 @@ from torch import nn
 
 import mpt_fast as mpt
 from mpt_fast import sparse, training
-from mpt_fast.training import CheckpointError, Recipe, RecipeError, TrainingError, checkpoint
+from mpt_fast.training import (
+    CheckpointError,
+    Recipe,
+    RecipeError,
+    Trainer,
+    TrainingError,
+    checkpoint,
+)
 
 TINY = {
     "model": "lenet_300_100",
@@ -31,18 +38,18 @@ class KilledError(Exception):
     pass
 
 
-def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = sparse.SparseTrainer._optimize
+def killed_at(step: int, kind: type[Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = kind._optimize
 
-    def optimize(self: sparse.SparseTrainer) -> None:
+    def optimize(self: Trainer) -> None:
         if self.at.epoch * len(self.loader) + self.at.step == step:
             raise KilledError
         original(self)
 
-    monkeypatch.setattr(sparse.SparseTrainer, "_optimize", optimize)
+    monkeypatch.setattr(kind, "_optimize", optimize)
 
 
-@pytest.mark.parametrize("method", sorted(sparse.METHODS))
+@pytest.mark.parametrize("method", sparse.KINDS)
 def test_a_killed_run_ends_with_the_same_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +58,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     options: dict[str, Any] = {"quiet": True, "device": "cpu", "checkpoint_steps": 4}
     whole = sparse.train(recipe, config, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        killed_at(14, patch)
+        killed_at(14, Trainer if method == "small-dense" else sparse.SparseTrainer, patch)
         with pytest.raises(KilledError):
             sparse.train(recipe, config, tmp_path / "cut", **options)
     resumed = sparse.train(recipe, config, tmp_path / "cut", True, **options)
@@ -62,8 +69,9 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert torch.equal(value, two.tensors[name]), name
     assert one.state["sparse"] == two.state["sparse"]
     assert [r["test_loss"] for r in whole.history] == [r["test_loss"] for r in resumed.history]
-    assert any(name.startswith("sparse/mask/") for name in one.tensors)
-    assert whole.history[-1]["sparsity"] == pytest.approx(0.7, abs=2e-3)
+    masked = method != "small-dense"
+    assert any(name.startswith("sparse/mask/") for name in one.tensors) == masked
+    assert whole.history[-1]["sparsity"] == pytest.approx(0.7 if masked else 0, abs=2e-3)
 
 
 def test_a_run_is_a_dense_run_with_zeros(tmp_path: Path) -> None:
@@ -78,6 +86,32 @@ def test_a_run_is_a_dense_run_with_zeros(tmp_path: Path) -> None:
     images = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(packed(images), model(images).detach(), rtol=1e-4, atol=1e-4)
     assert result.accuracy > 0.3  # 0.1 is chance; two epochs
+
+
+@pytest.mark.parametrize("method", ["rigl", "dnw"])
+def test_a_run_in_bf16_stays_sparse(method: str, tmp_path: Path) -> None:
+    recipe = Recipe.from_dict({**TINY, "epochs": 1, "amp": "bf16"})
+    config = sparse.SparseConfig(method, **CONFIG)
+    result = sparse.train(recipe, config, tmp_path, quiet=True, device="cpu")
+    masks = sparse.run_masks(tmp_path)
+    weights = result.model.state_dict()
+    assert all(not weights[f"{n}.weight"][~mask].any() for n, mask in masks.items())
+    assert result.history[-1]["sparsity"] == pytest.approx(0.7, abs=2e-3)
+    assert checkpoint.read(tmp_path / "last.safetensors").state["amp"] == "bf16"
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    recipe = Recipe.from_dict({**TINY, "epochs": 1})
+    options: dict[str, Any] = {"quiet": True, "device": "cpu"}
+    training.train(recipe, tmp_path / "dense", **options)
+    config = sparse.SparseConfig("static", masks_from=str(tmp_path / "dense"))
+    with pytest.raises(RecipeError, match="not a run with masks; name one of mpt-fast rigl"):
+        sparse.train(recipe, config, tmp_path / "a", **options)
+    with pytest.raises(RecipeError, match="masks_from: snip does not begin with given masks"):
+        sparse.SparseConfig("snip", masks_from="run")
+    layer = nn.Linear(3, 3)
+    with pytest.raises(RecipeError, match="small-dense has no masks"):
+        sparse.SparseConfig("small-dense").build(layer, torch.optim.SGD(layer.parameters()), 5)
 
 
 def test_settings_of_another_run_are_refused(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "an empty one": [(3, 5), (0, 4), (2, 2)],
     "only empty": [(0, 4)],
     "none": [],
+    "sampled": [(9_001,), (3, 4_000)],
     "more than one chunk": [(70_001,), (3, 50_000)],
 }
 
@@ -103,7 +104,9 @@ def test_matches_definition(backend: str, name: str, sparsity: float) -> None:
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.6, 0.95])
 @pytest.mark.parametrize("levels", [0.5, 2, 1000])
-@pytest.mark.parametrize("name", ["conv", "three layers", "an empty one", "more than one chunk"])
+@pytest.mark.parametrize(
+    "name", ["conv", "three layers", "an empty one", "sampled", "more than one chunk"]
+)
 def test_ties_go_to_the_lower_index(backend: str, name: str, levels: int, sparsity: float) -> None:
     weights, scores = layers(SHAPES[name], levels)
     assert_selects(select_topk(weights, scores, sparsity, backend), weights, scores, sparsity)
