@@ -111,6 +111,12 @@ template <>
 struct Vector<double> {
     typedef F64 type;
 };
+// Levels in half a vector, for maps of so few pixels.
+struct HalfLevels {};
+template <>
+struct Vector<HalfLevels> {
+    typedef uint16_t type __attribute__((vector_size(MPT_VECTOR_BYTES / 2)));
+};
 template <class T>
 constexpr int kPixelBytes = int(sizeof(T) == 2 ? kLevelLanes * 2 : kGroup * sizeof(T));
 template <class T>

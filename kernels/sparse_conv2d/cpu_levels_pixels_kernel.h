@@ -53,17 +53,18 @@ static __attribute__((noinline)) void finish_level_pixel_tile(const RealPixelTas
 
 // Output channels o to o + CHANNELS - 1 and the blocks of input channels from `block` to `last`.
 // `partial` holds their 16-bit sums between visits and, behind those, their 32-bit ones.
-template <int VECTORS, int CHANNELS>
+template <class T, int VECTORS, int CHANNELS>
 MPT_INLINE void level_pixel_channels(const RealPixelTask& t, const PixelTile& tile,
                                      const char* input, int64_t o, int64_t block, int64_t last,
                                      char* partial) {
-    constexpr int kBytes = VECTORS * int(sizeof(U16));
-    U16 sums[CHANNELS][VECTORS + 1];
+    typedef typename Vector<T>::type V;
+    constexpr int kBytes = VECTORS * int(sizeof(V));
+    V sums[CHANNELS][VECTORS + 1];
 #pragma GCC unroll 2
     for (int c = 0; c < CHANNELS; ++c)
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v)
-            sums[c][v] = block > 0 ? load<U16>(partial + c * 3 * kBytes + v * int(sizeof(U16))) : U16{};
+            sums[c][v] = block > 0 ? load<V>(partial + c * 3 * kBytes + v * int(sizeof(V))) : V{};
     for (int64_t b = block; b < last; ++b) {
         const Drain* drains = t.drains + b * t.channels + o;
 #pragma GCC unroll 2
@@ -71,28 +72,28 @@ MPT_INLINE void level_pixel_channels(const RealPixelTask& t, const PixelTile& ti
             if (__builtin_expect(drains[c] == Drain::kNone, 1)) continue;
             char* own = partial + c * 3 * kBytes;
 #pragma GCC unroll 16
-            for (int v = 0; v < VECTORS; ++v) store(own + v * int(sizeof(U16)), sums[c][v]);
+            for (int v = 0; v < VECTORS; ++v) store(own + v * int(sizeof(V)), sums[c][v]);
             drain_levels(own, kBytes / 2, drains[c], own + kBytes);
 #pragma GCC unroll 16
-            for (int v = 0; v < VECTORS; ++v) sums[c][v] = U16{};
+            for (int v = 0; v < VECTORS; ++v) sums[c][v] = V{};
         }
-        add_pixel_runs<uint16_t, VECTORS, CHANNELS, true>(t, t.runs + b * t.channels + o, input,
+        add_pixel_runs<T, VECTORS, CHANNELS, true>(t, t.runs + b * t.channels + o, input,
                                                           sums);
     }
 #pragma GCC unroll 2
     for (int c = 0; c < CHANNELS; ++c) {
         char* own = partial + c * 3 * kBytes;
 #pragma GCC unroll 16
-        for (int v = 0; v < VECTORS; ++v) store(own + v * int(sizeof(U16)), sums[c][v]);
+        for (int v = 0; v < VECTORS; ++v) store(own + v * int(sizeof(V)), sums[c][v]);
         if (last == t.blocks)
             finish_level_pixel_tile(t, o + c, tile, own, t.drained[o + c] ? own + kBytes : nullptr);
     }
 }
 
-template <int VECTORS>
+template <class T, int VECTORS>
 static void level_pixel_tile(const RealPixelTask& t, const PixelTile& tile, int64_t begin,
                              int64_t end, void* scratch) {
-    constexpr int64_t kBytes = 3 * VECTORS * int64_t(sizeof(U16));
+    constexpr int64_t kBytes = 3 * VECTORS * int64_t(sizeof(typename Vector<T>::type));
     const char* input = t.stage + (tile.row * t.pitch + tile.column) * 2;
     for (int64_t block = 0; block < t.blocks; block += t.visit) {
         const int64_t last = block + t.visit < t.blocks ? block + t.visit : t.blocks;
@@ -100,18 +101,21 @@ static void level_pixel_tile(const RealPixelTask& t, const PixelTile& tile, int6
         int64_t o = begin;
         if constexpr (VECTORS <= 4)
             for (; o + 2 <= end; o += 2, partial += 2 * kBytes)
-                level_pixel_channels<VECTORS, 2>(t, tile, input, o, block, last, partial);
+                level_pixel_channels<T, VECTORS, 2>(t, tile, input, o, block, last, partial);
         for (; o < end; ++o, partial += kBytes)
-            level_pixel_channels<VECTORS, 1>(t, tile, input, o, block, last, partial);
+            level_pixel_channels<T, VECTORS, 1>(t, tile, input, o, block, last, partial);
     }
 }
 
-MPT_INLINE PixelTileFunction level_pixel_tile_for(int64_t vectors) {
+MPT_INLINE PixelTileFunction level_pixel_tile_for(int64_t halves) {
     static constexpr PixelTileFunction functions[kTileVectors] = {
-        &level_pixel_tile<1>, &level_pixel_tile<2>,  &level_pixel_tile<3>,  &level_pixel_tile<4>,
-        &level_pixel_tile<5>, &level_pixel_tile<6>,  &level_pixel_tile<7>,  &level_pixel_tile<8>,
-        &level_pixel_tile<9>, &level_pixel_tile<10>, &level_pixel_tile<11>, &level_pixel_tile<12>};
-    return functions[vectors - 1];
+        &level_pixel_tile<uint16_t, 1>,  &level_pixel_tile<uint16_t, 2>,
+        &level_pixel_tile<uint16_t, 3>,  &level_pixel_tile<uint16_t, 4>,
+        &level_pixel_tile<uint16_t, 5>,  &level_pixel_tile<uint16_t, 6>,
+        &level_pixel_tile<uint16_t, 7>,  &level_pixel_tile<uint16_t, 8>,
+        &level_pixel_tile<uint16_t, 9>,  &level_pixel_tile<uint16_t, 10>,
+        &level_pixel_tile<uint16_t, 11>, &level_pixel_tile<uint16_t, 12>};
+    return halves == 1 ? &level_pixel_tile<HalfLevels, 1> : functions[(halves - 1) / 2];
 }
 
 static void pixel_real_conv(const RealPixelTask& t, int64_t begin, int64_t end, void* scratch) {
@@ -121,7 +125,7 @@ static void pixel_real_conv(const RealPixelTask& t, int64_t begin, int64_t end, 
         });
     };
     if (is_levels(t.kind))
-        run(MPT_VECTOR_BYTES / 2, [](int64_t vectors) { return level_pixel_tile_for(vectors); });
+        run(MPT_VECTOR_BYTES / 4, [](int64_t halves) { return level_pixel_tile_for(halves); });
     else if (t.kind == Kind::kF32)
         run(MPT_VECTOR_BYTES / 4, [&](int64_t v) { return real_pixel_tile_for<float>(t, v); });
     else

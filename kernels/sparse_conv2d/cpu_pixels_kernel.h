@@ -38,7 +38,7 @@ MPT_INLINE void add_pixel_tap(const RealPixelTask& t, const char* input, int64_t
                               typename Vector<T>::type* sums) {
     typedef typename Vector<T>::type V;
     const int32_t offset = t.offsets[i];
-    T weight = 0;
+    [[maybe_unused]] T weight = {};
     if constexpr (TAP == Tap::kWeight) weight = static_cast<const T*>(t.weights)[i];
     if constexpr (TAP == Tap::kSign) weight = T(1 - 2 * (offset & 1));
     const char* at = input + (TAP == Tap::kSign ? offset & ~1 : offset);
@@ -82,7 +82,7 @@ MPT_INLINE void add_pixel_runs(const RealPixelTask& t, const RealRun* runs, cons
         negative[c] = runs[c].negative;
         positive[c] = runs[c].positive;
     }
-    if constexpr (std::is_same_v<T, uint16_t>) {
+    if constexpr (!std::is_floating_point_v<T>) {
         add_pixel_taps<T, VECTORS, CHANNELS, Tap::kMinus>(t, first, negative, input, sums);
         for (int c = 0; c < CHANNELS; ++c) first[c] += negative[c];
         add_pixel_taps<T, VECTORS, CHANNELS, Tap::kPlus>(t, first, positive, input, sums);
