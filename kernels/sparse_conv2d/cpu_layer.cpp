@@ -85,6 +85,7 @@ void RealConv::prepare(const Layout& layout) {
         order_taps(input, &weights_f64_);
     else
         order_taps(input, &weights_f32_);
+    if (layout.kind == Kind::kF32) taps_ = {{}, {}, {}, {}, taps_.signs_only};  // all is in the lists
     if (is_levels(layout.kind)) plan_drains(runs_, geometry_.output.channels, &drains_, &drained_);
 }
 

@@ -25,6 +25,7 @@ class RealConv {
     // `input` is the layout (kind f32, f64, or u8 or i8 with taps of signs only and a scale) of every
     // input that run() will see.
     RealConv(const Geometry& geometry, const Taps& taps, Affine affine);
+    // Once. Of float inputs, taps() is empty from then on.
     void prepare(const Layout& input);
 
     // Before prepare(): signs of float inputs, decided as in double (the inputs, taps, scale and

@@ -132,7 +132,11 @@ def write_program(program: Program, path: str | os.PathLike) -> SizeReport:
 
 def read_program(path: str | os.PathLike) -> Program:
     """The checked program of a packed file; raises FileError, in one line, for anything else."""
-    content = read_whole(path)
+    return parse_program(read_whole(path), path)
+
+
+def parse_program(content: bytes, path: str | os.PathLike) -> Program:
+    """The same of a file's bytes; `path` names it in errors."""
     try:
         return _parse(content)
     except (FileError, SchemaError, CodingError, ProgramError, PixelError) as error:

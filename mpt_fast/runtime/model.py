@@ -1,14 +1,16 @@
 """Running a packed file on NumPy arrays."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpt_fast.kernels import cpu
+from mpt_fast.runtime.container import read_whole
 from mpt_fast.runtime.engine import CompiledProgram
-from mpt_fast.runtime.file import SizeReport, read_program, size_report
+from mpt_fast.runtime.file import SizeReport, parse_program, size_report
 from mpt_fast.runtime.pixels import Pixels
 from mpt_fast.runtime.program import Kind, Program, Taps
 
@@ -21,36 +23,40 @@ class Model:
     """A packed network on the C++ engine; call it with arrays [N, *input_shape].
 
     `threads` is the number of threads of a call; None means OMP_NUM_THREADS, or every processor
-    this process may use.
+    this process may use. `read` gives the program again: with it the model keeps nothing that it
+    does not run, and `program` is read anew whenever something asks for it.
     """
 
-    def __init__(self, program: Program, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        threads: int | None = None,
+        read: Callable[[], Program] | None = None,
+    ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads={threads} is not a positive number")
-        self.program = program
         self.threads = threads
-        self._compiled: dict[Kind, CompiledProgram] = {}
-        self.compiled("f32")
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
+        self.input_shape = program.input_shape
         """Shape of one input image."""
-        return self.program.input_shape
+        self.output_shape = program.output_shape
+        """Shape of one result."""
+        self.pixels = program.pixels
+        """What uint8 images stand for (`Pixels`); None where the file does not say."""
+        self._read = read or (lambda: program)
+        self._input = program.input
+        self._result_kind = program.values()[program.output].kind
+        self._metadata = dict(program.metadata)
+        self._compiled: dict[Kind, CompiledProgram] = {"f32": CompiledProgram(program, "f32")}
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of one result."""
-        return self.program.output_shape
+    def program(self) -> Program:
+        """The steps and their weights."""
+        return self._read()
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the file carries along for its user; empty where there is nothing."""
-        return dict(self.program.metadata)
-
-    @property
-    def pixels(self) -> Pixels | None:
-        """What uint8 images stand for; None where the file does not say."""
-        return self.program.pixels
+        return dict(self._metadata)
 
     def compiled(self, kind: Kind) -> CompiledProgram:
         """The engine's program for inputs of `kind`, built at first use."""
@@ -72,11 +78,10 @@ class Model:
     def run(self, x: NDArray, threads: int) -> NDArray:
         """Like a call, without the checks, in the kind of the program's result."""
         batch = x.shape[0]
-        kind = self.program.values()[self.program.output].kind
         if batch == 0:
-            dtype = np.float64 if kind == "f64" else np.float32
+            dtype = np.float64 if self._result_kind == "f64" else np.float32
             return np.zeros((0, *self.output_shape), dtype)
-        images = np.ascontiguousarray(x.reshape(batch, *self.program.input))
+        images = np.ascontiguousarray(x.reshape(batch, *self._input))
         y = self.compiled("f64" if x.dtype == np.float64 else "f32")(images, threads)
         return y.reshape(batch, *self.output_shape)
 
@@ -86,8 +91,8 @@ class Model:
 
     def layers(self) -> list[dict[str, Any]]:
         """One row per step: name, op, what it covers, kept taps, density, result."""
-        rows = []
-        for step, value in zip(self.program.steps, self.program.values()[1:], strict=True):
+        program, rows = self.program, []
+        for step, value in zip(program.steps, program.values()[1:], strict=True):
             taps: Taps | None = getattr(step, "taps", None)
             rows.append(
                 {
@@ -139,4 +144,9 @@ def load(path: str | os.PathLike, backend: str | None = None, threads: int | Non
         raise InputError("backend 'reference' needs PyTorch; use mpt_fast.load(path, 'reference')")
     if backend not in (None, "cpu"):
         raise InputError(f"unknown backend {backend!r}; the runtime has 'cpu'")
-    return Model(read_program(path), threads)
+    content = read_whole(path)
+
+    def read() -> Program:
+        return parse_program(content, path)
+
+    return Model(read(), threads, read)
