@@ -74,11 +74,15 @@ def suite_backends(
 
 
 def backend_fixture(
-    claimed: Sequence[str], every_isa: bool = True, routes: Sequence[str] = ()
+    claimed: Sequence[str],
+    every_isa: bool = True,
+    routes: Sequence[str] = (),
+    pinned: str = "bitsliced_conv2d.triton",
 ) -> Callable[..., object]:
     """A module's `backend` fixture: each test that takes it runs on each of the backends.
 
-    routes: those of the bit-sliced Triton kernels, where each is to run.
+    routes: those of the Triton backend, where each is to run; pinned: the module in kernels/ whose
+    ROUTE pins them.
     """
 
     @pytest.fixture(
@@ -90,7 +94,7 @@ def backend_fixture(
             if name == "cpu" and variant:
                 patch.setattr(interop, "ISA", variant)
             if name == "triton" and variant:
-                patch.setattr("mpt_fast.kernels.bitsliced_conv2d.triton.ROUTE", variant)
+                patch.setattr(f"mpt_fast.kernels.{pinned}.ROUTE", variant)
             yield name
 
     return fixture

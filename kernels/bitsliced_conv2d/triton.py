@@ -473,7 +473,7 @@ def convolve(
     """`prepare` and `run` of the route that `ROUTE` or, for `case`, the cost table names."""
     image = (planes.shape[1], planes.shape[2])
     decided = (threshold, flip, residual, residual_threshold)
-    if (ROUTE or costs.route(case, ROUTES[0])) == "int8":
+    if (ROUTE or costs.route(case, ROUTES)) == "int8":
         return triton_int8.run(planes, triton_int8.prepare(taps, image, geometry), *decided)
     return run(planes, prepare(taps, image, geometry), *decided)
 
