@@ -1,5 +1,6 @@
 """Shared by the tests: comparison by relative RMS, and the `backend` fixture of suites."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -172,6 +173,42 @@ def record_launches(launched: set[str]) -> None:
 
     jit.JITFunction.run = recording(jit.JITFunction.run)
     interpreter.GridExecutor.__call__ = recording(interpreter.GridExecutor.__call__)
+
+
+# Compile-time integers that make another form of a kernel, beside flags and modes.
+FORM_INTEGERS = {"POWER", "PASS", "GROUP"}
+Form = tuple[str, tuple[tuple[str, Any], ...]]
+
+
+def form_of(kernel: str, constants: Mapping[str, Any]) -> Form:
+    """(kernel, what its compile-time constants make of it): flags, modes and FORM_INTEGERS."""
+    chosen = {
+        name: value
+        for name, value in constants.items()
+        if isinstance(value, bool | str) or name in FORM_INTEGERS
+    }
+    return kernel, tuple(sorted(chosen.items()))
+
+
+@contextlib.contextmanager
+def launched_forms() -> Iterator[set[Form]]:
+    """The forms of Triton kernels that the interpreter runs within it."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    found: set[Form] = set()
+    launch = interpreter.GridExecutor.__call__
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        given = dict(zip(self.arg_names, arguments, strict=False)) | options
+        found.add(
+            form_of(self.fn.__name__, {n: v for n, v in given.items() if n in self.arg_names})
+        )
+        return launch(self, *arguments, **options)
+
+    interpreter.GridExecutor.__call__ = noted
+    try:
+        yield found
+    finally:
+        interpreter.GridExecutor.__call__ = launch
 
 
 def speed_up_the_interpreter() -> None:
