@@ -14,9 +14,8 @@ from benchmarks.gpu.networks import batches, networks, packed_network
 from benchmarks.gpu.setting import TOLERANCE, Run, Setting, Timing, require_close, require_equal
 from mpt_fast.kernels import costs
 from mpt_fast.kernels.binary_activation import binary_activation
-from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign
+from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign, triton_int8
 from mpt_fast.kernels.bitsliced_conv2d import triton as adders
-from mpt_fast.kernels.bitsliced_conv2d import triton_int8
 from mpt_fast.kernels.bitsliced_conv2d.op import cost_case
 from mpt_fast.kernels.bitsliced_linear import bitsliced_linear
 from mpt_fast.kernels.geometry import make_geometry
@@ -31,8 +30,8 @@ from mpt_fast.kernels.sparse_linear import sparse_linear
 from mpt_fast.kernels.taps import KernelList, Taps
 from mpt_fast.kernels.xnor_conv2d import xnor_conv2d
 from mpt_fast.kernels.xnor_linear import pack_weight, xnor_linear
-from mpt_fast.packed.gpu import routes as packed_routes
 from mpt_fast.packed.gpu.convolutions import bit_launch, real_launch
+from mpt_fast.packed.gpu.routes import Layer
 from mpt_fast.runtime import program
 
 LAYERS = {"64@32x32": (64, 32), "128@16x16": (128, 16), "256@8x8": (256, 8), "512@4x4": (512, 4)}
@@ -207,9 +206,7 @@ def packed_layer(
     return Timing(f"packed {name}, batch {batch}, density {density}", runs, table, rounds=10)
 
 
-def _program_layers(
-    code: Tensor, size: int, batch: int
-) -> tuple[packed_routes.Layer, packed_routes.Layer]:
+def _program_layers(code: Tensor, size: int, batch: int) -> tuple[Layer, Layer]:
     """The layer as a packed program has it: bits to bits, and real to real."""
     channels = code.shape[0]
     taps = Taps.from_dense(code.cpu())
@@ -220,8 +217,8 @@ def _program_layers(
     conv = program.Conv(src=0, taps=kept, padding=(1, 1))
     values = [program.Value(kind, channels, size, size) for kind in ("bits", "f32")]
     return (
-        packed_routes.Layer(sign, "bits", values[0], values[0], batch),
-        packed_routes.Layer(conv, "f32", values[1], values[1], batch),
+        Layer(sign, "bits", values[0], values[0], batch),
+        Layer(conv, "f32", values[1], values[1], batch),
     )
 
 

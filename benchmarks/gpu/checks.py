@@ -67,6 +67,8 @@ def selection(setting: Setting) -> None:
                 require_equal("select_topk", mine, theirs)
             require_equal("select_topk kept", got.kept, want.kept)
             require_close("select_topk sums", got.abs_sums, want.abs_sums, 1e-12)
+            again = select_topk(weights, scores, sparsity, "triton")
+            require_equal("select_topk sums again", again.abs_sums, got.abs_sums)
             given = [
                 apply_threshold(weights, scores, want.thresholds, want.tie_limits, name)
                 for name in BACKENDS
@@ -187,7 +189,11 @@ def _every_form(
             out = operation(
                 leaf, weight, scores, code, gain, power=2.0, kept=kept, backend="triton", cut=cut
             )
-            got = torch.autograd.grad(out, (leaf, scores, weight), upstream)
+            got = torch.autograd.grad(out, (leaf, scores, weight), upstream, retain_graph=True)
+            again = torch.autograd.grad(out, (leaf, scores), upstream)
+        if form != "library":  # which is as repeatable as PyTorch's switches make it
+            for what, first, second in zip(("x", "scores"), got, again, strict=False):
+                require_equal(f"{name} {form}, gradient to {what} again", second, first)
         require_close(f"{name} {form}", out, want, tolerance)
         for what, mine, theirs in zip(("x", "scores", "weight"), got, expected, strict=True):
             require_close(f"{name} {form}, gradient to {what}", mine, theirs, tolerance)

@@ -256,6 +256,28 @@ def test_memory_format_is_kept(backend: str, layout: torch.memory_format) -> Non
     assert scores.grad.is_contiguous(memory_format=layout)
 
 
+@needs_triton
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_operands(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies apart in memory, and an expanded gradient, give what compact tensors give."""
+    monkeypatch.setattr("mpt_fast.kernels.masked_conv2d.routes.ROUTE", form)
+    case = ConvCase(channels_per_group=4)
+    results = []
+    for spread in (False, True):
+        tensors = [case.floats(torch.float32), *ticket(case, torch.float32)[:3]]
+        if spread:
+            tensors = [t.repeat_interleave(2, 3)[..., ::2] for t in tensors]
+            assert not any(t.is_contiguous() for t in tensors)
+        x, weight, scores, code = tensors
+        x, scores = x.detach().requires_grad_(), scores.detach().requires_grad_()
+        out = masked_conv2d(
+            x, weight, scores, code, torch.tensor(GAIN), padding=1, backend="triton", cut=CUT
+        )
+        results.append((out, *torch.autograd.grad(out.sum(), (x, scores))))
+    for compact, spread in zip(*results, strict=True):
+        assert_close(spread, compact)
+
+
 def test_bfloat16_and_autocast(backend: str) -> None:
     case = ConvCase(channels_per_group=16)
     weight, scores, code, gain = ticket(case, torch.float32)

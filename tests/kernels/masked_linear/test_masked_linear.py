@@ -111,6 +111,26 @@ def forward_and_gradients(
     return out, [x.grad, scores.grad, weight.grad], [dense_x.grad, of_scores, of_weight]
 
 
+@pytest.mark.skipif(not backends.triton_available(), reason="Triton is not installed")
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_operands(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpt_fast.kernels.masked_conv2d.routes.ROUTE", form)
+    case = LinearCase()
+    results = []
+    for spread in (False, True):
+        tensors = [case.floats(torch.float32), *ticket(case, torch.float32)[:3]]
+        if spread:
+            tensors = [t.T.contiguous().T for t in tensors]
+            assert not any(t.is_contiguous() for t in tensors)
+        x, weight, scores, code = tensors
+        x, scores = x.detach().requires_grad_(), scores.detach().requires_grad_()
+        gain = torch.tensor(GAIN)
+        out = masked_linear(x, weight, scores, code, gain, backend="triton", cut=CUT)
+        results.append((out, *torch.autograd.grad(out.sum(), (x, scores))))
+    for compact, spread in zip(*results, strict=True):
+        assert_close(spread, compact)
+
+
 def test_gradcheck_to_x(backend: str) -> None:
     case = LinearCase(batch=2, inputs=7, outputs=3)
     args = ticket(case)
