@@ -89,7 +89,10 @@ def weight_gradients(
         grad_scores = score_gradient(grad, weight, scores, power, "triton") if needs[1] else None
     else:
         grad_weight, grad_scores = triton.masked_conv2d_bwd_weight(
-            *map(triton.nhwc, (dy, x, weight, scores)),
+            triton.nhwc(dy),
+            triton.nhwc(x),
+            triton.nhwc(weight),
+            triton.nhwc(scores),
             _layer(x, weight, geometry),
             power,
             needs,
