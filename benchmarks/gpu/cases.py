@@ -18,13 +18,15 @@ from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d
 from mpt_fast.kernels.bitsliced_conv2d import triton as adders
 from mpt_fast.kernels.bitsliced_conv2d.op import cost_case
 from mpt_fast.kernels.bitsliced_linear import bitsliced_linear
+from mpt_fast.kernels.combine import combine
 from mpt_fast.kernels.geometry import make_geometry
 from mpt_fast.kernels.masked_conv2d import masked_conv2d, products, routes
 from mpt_fast.kernels.masked_linear import masked_linear
 from mpt_fast.kernels.masked_linear import products as linear_products
 from mpt_fast.kernels.masked_weight import Cut, effective_weight, score_gradient
 from mpt_fast.kernels.pack_bits import pack_bits, unpack_bits
-from mpt_fast.kernels.select_topk import select_topk
+from mpt_fast.kernels.pool2d import pool2d
+from mpt_fast.kernels.select_topk import apply_threshold, select_topk, threshold_from_quantile
 from mpt_fast.kernels.sparse_conv2d import sparse_conv2d
 from mpt_fast.kernels.sparse_linear import sparse_linear
 from mpt_fast.kernels.taps import KernelList, Taps
@@ -394,23 +396,68 @@ def elementwise(setting: Setting) -> Timing:
     return Timing(f"elementwise, {count} entries, whole calls", runs, table, graphs=False)
 
 
+def joins(setting: Setting) -> Timing:
+    """What stands between packed convolutions, and a sign activation with its backward."""
+    channels, size, images = (4, 4, 64) if setting.dry else (64, 32, 512)
+    real = setting.normal(channels, size, size, images)
+    planes = pack_bits(real, -1, "reference")
+    sums = torch.randint(-99, 99, real.shape, device=setting.device, dtype=torch.int32)
+    vectors = [[torch.rand(channels, device=setting.device) for _ in range(2)] for _ in range(2)]
+    x = real.clone().requires_grad_()
+
+    def backward(name: str) -> Run:
+        return lambda: torch.autograd.grad(binary_activation(x, name), x, real)
+
+    forms: dict[costs.Case, Callable[[str], Run]] = {
+        costs.elements(costs.typed("combine", torch.float64), planes.numel()): lambda name: (
+            lambda: combine([sums, planes], *vectors, "sign", torch.float64, images, name)
+        ),
+        costs.elements(costs.typed("combine", real.dtype), real.numel()): lambda name: (
+            lambda: combine([real, real], *vectors, "relu", real.dtype, images, name)
+        ),
+    }
+    for operand in (planes, sums, real):
+        case = costs.elements(costs.typed("pool2d", operand.dtype), operand.numel())
+        forms[case] = functools.partial(_pooled, operand)
+    runs, table = _by_backend(forms)
+    runs |= {f"binary_activation and its backward, {name}": backward(name) for name in BACKENDS}
+    runs["baseline one read and one write"] = lambda: real.neg()
+    return Timing(f"joins, {channels}@{size}x{size}, batch {images}, whole calls", runs, table,
+                  graphs=False)  # fmt: skip
+
+
+def _pooled(x: Tensor, name: str) -> Run:
+    return lambda: pool2d(x, "max", 2, backend=name)
+
+
 def selection(setting: Setting) -> Timing:
     """Exact selection of ResNet-18's number of scores, against PyTorch's ways to a threshold."""
     count = 1000 if setting.dry else 11_164_352
     weights, scores = setting.normal(2, count)
     kept = count // 5
-    case = costs.elements("select_topk", count)
+    chosen = select_topk([weights], [scores], 0.8, "reference")
+    limits = (chosen.thresholds, chosen.tie_limits)
+    operations: dict[str, Callable[[str], object]] = {
+        "select_topk": lambda name: select_topk([weights], [scores], 0.8, name),
+        "apply_threshold": lambda name: apply_threshold([weights], [scores], *limits, name),
+        "threshold_from_quantile": lambda name: threshold_from_quantile([scores], 0.8, name),
+    }
+    runs, table = _by_backend(
+        {
+            costs.elements(operation, count): lambda name, call=call: lambda: call(name)
+            for operation, call in operations.items()
+        }
+    )
     return Timing(
         f"selection of {count} scores",
         {
-            "select_topk, triton": lambda: select_topk([weights], [scores], 0.8, "triton"),
-            "select_topk, reference": lambda: select_topk([weights], [scores], 0.8, "reference"),
+            **runs,
             "baseline sort": lambda: scores.abs().sort(),
             "baseline topk": lambda: scores.abs().topk(kept),
             "baseline kthvalue": lambda: scores.abs().kthvalue(count - kept),
             "baseline one read": lambda: scores.sum(),
         },
-        {case: {name: f"select_topk, {name}" for name in BACKENDS}},
+        table,
         rounds=5,
         graphs=False,
     )
@@ -449,6 +496,7 @@ def timings(setting: Setting) -> Iterator[Make]:
                 calls.append(functools.partial(packed_calls, *arguments))
     yield functools.partial(linear_layers, setting)
     yield functools.partial(elementwise, setting)
+    yield functools.partial(joins, setting)
     for name, sizes in _layers(setting).items():
         yield functools.partial(training_calls, setting, name, *sizes)
     yield from calls
