@@ -48,30 +48,34 @@ def _layers(setting: Setting) -> dict[str, tuple[int, int]]:
     return {"4@5x5": (4, 5)} if setting.dry else LAYERS
 
 
-def training_layer(setting: Setting, name: str, channels: int, size: int, batch: int) -> Timing:
-    """One 3x3 layer of a ticket in bfloat16: each product on each of its routes.
+def training_layer(
+    setting: Setting, channels: int, outputs: int, kernel: int, size: int, batch: int
+) -> Timing:
+    """One layer of a ticket in bfloat16, stride 1: each product on each of its routes.
 
     These are the entries of the cost table by which `masked_conv2d.routes` chooses.
     """
+    pad = [kernel // 2, kernel // 2]
     x = setting.image(batch, channels, size, size, dtype=torch.bfloat16)
-    weight, scores = (setting.image(channels, channels, 3, 3) for _ in range(2))
+    weight, scores = (setting.image(outputs, channels, kernel, kernel) for _ in range(2))
     chosen = select_topk([weight], [scores], 0.5, "reference")
     code, gain = chosen.codes[0], torch.tensor(1.0, device=setting.device)
     cut = Cut(chosen.thresholds[0], chosen.tie_limits[0])
     dense = code.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    ticket = (weight, scores, code, gain, cut, GEOMETRY)
-    y = torch.randn_like(x)
+    geometry = make_geometry(padding=pad)
+    ticket = (weight, scores, code, gain, cut, geometry)
+    y = setting.image(batch, outputs, size, size, dtype=torch.bfloat16)
 
     def library(needs: list[bool]) -> Run:
         return lambda: torch.ops.aten.convolution_backward(
-            y, x, dense, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*needs, False]
+            y, x, dense, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [*needs, False]
         )
 
     def weight_gradients() -> Tensor | None:
-        return products.weight_gradients(y, x, weight, scores, GEOMETRY, 1.0, (False, True))[1]
+        return products.weight_gradients(y, x, weight, scores, geometry, 1.0, (False, True))[1]
 
     baselines: dict[str, Run] = {
-        "forward": lambda: F.conv2d(x, dense, padding=1),
+        "forward": lambda: F.conv2d(x, dense, padding=pad),
         "dgrad": library([True, False]),
         "wgrad": library([False, True]),
     }
@@ -80,8 +84,8 @@ def training_layer(setting: Setting, name: str, channels: int, size: int, batch:
         "dgrad": lambda: products.input_gradient(y, x, *ticket),
         "wgrad": weight_gradients,
     }
-    return _products(f"masked {name}, batch {batch}, bf16", "masked_conv2d", x, code, baselines,
-                     ours)  # fmt: skip
+    title = f"masked {channels}-{outputs}@{size}x{size} {kernel}x{kernel}, batch {batch}, bf16"
+    return _products(title, "masked_conv2d", x, code, baselines, ours)
 
 
 def masked_linear_layer(setting: Setting) -> Timing:
@@ -476,8 +480,12 @@ def _by_backend(
 
 def products_of_training(setting: Setting) -> Iterator[Make]:
     """The products of ticket layers, by whose times the training steps then choose."""
-    for name, sizes in _layers(setting).items():
-        yield functools.partial(training_layer, setting, name, *sizes, 2 if setting.dry else 256)
+    layers = [(channels, channels, 3, size) for channels, size in _layers(setting).values()]
+    # A ResNet's stem and shortcuts are out of reach of these in the table.
+    layers += [(3, 4, 1, 5)] if setting.dry else [(3, 64, 3, 32), (128, 128, 1, 32),
+                                                   (512, 512, 1, 8)]  # fmt: skip
+    for layer in layers:
+        yield functools.partial(training_layer, setting, *layer, 2 if setting.dry else 256)
     yield functools.partial(masked_linear_layer, setting)
 
 
