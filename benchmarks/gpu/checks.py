@@ -289,10 +289,11 @@ def _sparse(setting: Setting, x: Tensor, code: Tensor, geometry: dict[str, Any])
 def _packed_linear(setting: Setting) -> None:
     shapes = ((300, 577, 24, 0.2), (300, 2048, 24, 0.9))
     if setting.dry:
-        shapes = ((3, 40, 2, 0.2),)
+        shapes = ((3, 40, 2, 0.2), (3, 520, 1, 1.0))
     for batch, inputs, outputs, density in shapes:
         x = setting.normal(batch, inputs)
         code = setting.ternary((outputs, inputs), density)
+        code = code.abs() if density == 1.0 else code
         taps = Taps.from_dense(code)
         exact = (2 * (x >= 0).double() - 1) @ code.double().T
         _bit_sums(setting, exact, x, taps, {})
