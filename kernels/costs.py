@@ -15,13 +15,14 @@ answered by the nearest measured case, and only if no number of its size is more
 larger or smaller there. A name is a backend, "triton/<route>" a route of it.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ logger = logging.getLogger("mpt_fast")
 VARIABLE = "MPT_FAST_COST_TABLE"
 FORMAT = {"format": "mpt_fast cost table", "version": 2}
 REACH = 4.0
+# What this process measured and no file holds yet, see `supplying`.
+_supplied: tuple["Measured", ...] | None = None
 
 
 class CostTableError(RuntimeError):
@@ -133,7 +136,22 @@ def _here() -> tuple[str, str]:
     """(name of the current GPU, Triton version)."""
     import torch
 
-    return torch.cuda.get_device_name(), importlib.metadata.version("triton")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return device, importlib.metadata.version("triton")
+
+
+@contextlib.contextmanager
+def supplying(measured: Sequence[Measured]) -> Iterator[None]:
+    """Within it, `measured` is the table and no file is read: as benchmarks use what they measured.
+
+    For the process, not for one thread.
+    """
+    global _supplied
+    before, _supplied = _supplied, tuple(measured)
+    try:
+        yield
+    finally:
+        _supplied = before
 
 
 def merged(documents: Sequence[Any]) -> dict[str, Any]:
@@ -159,10 +177,10 @@ def nearest(case: Case) -> Measured | None:
     """
     path = os.environ.get(VARIABLE)
     size = [int(n) for n in case.size]
-    if not path or min(size, default=0) < 1:
+    if (_supplied is None and not path) or min(size, default=0) < 1:
         return None
     found, least = None, math.log(REACH)
-    for measured in _load(path, *_here()):
+    for measured in _load(path or "", *_here()) if _supplied is None else _supplied:
         if measured.case.operation == case.operation and len(measured.case.size) == len(size):
             apart = max(abs(math.log(a / b)) for a, b in zip(size, measured.case.size, strict=True))
             if apart <= least:
@@ -177,13 +195,13 @@ def ranking(case: Case) -> list[str]:
     return sorted(times, key=times.__getitem__)
 
 
-def route(case: Case, default: str) -> str:
-    """The fastest measured route of Triton's for `case`; `default` where none was measured.
+def route(case: Case, routes: Sequence[str]) -> str:
+    """The fastest measured one of Triton's `routes` for `case`; the first where none was measured.
 
-    "triton" stands for `default`.
+    "triton" alone stands for the first.
     """
     for name in ranking(case):
         backend, _, found = name.partition("/")
-        if backend == "triton":
-            return found or default
-    return default
+        if backend == "triton" and (found or routes[0]) in routes:
+            return found or routes[0]
+    return routes[0]

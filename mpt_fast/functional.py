@@ -10,7 +10,12 @@ from mpt_fast.kernels.bitsliced_linear import bitsliced_linear, bitsliced_linear
 from mpt_fast.kernels.kept_conv2d import kept_conv2d
 from mpt_fast.kernels.masked_conv2d import masked_conv2d
 from mpt_fast.kernels.masked_linear import masked_linear
-from mpt_fast.kernels.masked_weight import effective_weight, score_gradient, weight_gradient
+from mpt_fast.kernels.masked_weight import (
+    Cut,
+    effective_weight,
+    score_gradient,
+    weight_gradient,
+)
 from mpt_fast.kernels.pack_bits import pack_bits, unpack_bits
 from mpt_fast.kernels.select_topk import (
     apply_threshold,
@@ -24,6 +29,7 @@ from mpt_fast.kernels.xnor_conv2d import xnor_conv2d
 from mpt_fast.kernels.xnor_linear import xnor_linear
 
 __all__ = [
+    "Cut",
     "apply_threshold",
     "binary_activation",
     "bitsliced_conv2d",

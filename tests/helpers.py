@@ -1,5 +1,6 @@
 """Shared by the tests: comparison by relative RMS, and the `backend` fixture of suites."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -74,11 +75,15 @@ def suite_backends(
 
 
 def backend_fixture(
-    claimed: Sequence[str], every_isa: bool = True, routes: Sequence[str] = ()
+    claimed: Sequence[str],
+    every_isa: bool = True,
+    routes: Sequence[str] = (),
+    pinned: str = "bitsliced_conv2d.triton",
 ) -> Callable[..., object]:
     """A module's `backend` fixture: each test that takes it runs on each of the backends.
 
-    routes: those of the bit-sliced Triton kernels, where each is to run.
+    routes: those of the Triton backend, where each is to run; pinned: the module in kernels/ whose
+    ROUTE pins them.
     """
 
     @pytest.fixture(
@@ -90,7 +95,7 @@ def backend_fixture(
             if name == "cpu" and variant:
                 patch.setattr(interop, "ISA", variant)
             if name == "triton" and variant:
-                patch.setattr("mpt_fast.kernels.bitsliced_conv2d.triton.ROUTE", variant)
+                patch.setattr(f"mpt_fast.kernels.{pinned}.ROUTE", variant)
             yield name
 
     return fixture
@@ -168,6 +173,42 @@ def record_launches(launched: set[str]) -> None:
 
     jit.JITFunction.run = recording(jit.JITFunction.run)
     interpreter.GridExecutor.__call__ = recording(interpreter.GridExecutor.__call__)
+
+
+# Compile-time integers that make another form of a kernel, beside flags and modes.
+FORM_INTEGERS = {"POWER", "PASS", "GROUP"}
+Form = tuple[str, tuple[tuple[str, Any], ...]]
+
+
+def form_of(kernel: str, constants: Mapping[str, Any]) -> Form:
+    """(kernel, what its compile-time constants make of it): flags, modes and FORM_INTEGERS."""
+    chosen = {
+        name: value
+        for name, value in constants.items()
+        if isinstance(value, bool | str) or name in FORM_INTEGERS
+    }
+    return kernel, tuple(sorted(chosen.items()))
+
+
+@contextlib.contextmanager
+def launched_forms() -> Iterator[set[Form]]:
+    """The forms of Triton kernels that the interpreter runs within it."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    found: set[Form] = set()
+    launch = interpreter.GridExecutor.__call__
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
+        given = dict(zip(self.arg_names, arguments, strict=False)) | options
+        found.add(
+            form_of(self.fn.__name__, {n: v for n, v in given.items() if n in self.arg_names})
+        )
+        return launch(self, *arguments, **options)
+
+    interpreter.GridExecutor.__call__ = noted
+    try:
+        yield found
+    finally:
+        interpreter.GridExecutor.__call__ = launch
 
 
 def speed_up_the_interpreter() -> None:

@@ -14,24 +14,26 @@ from benchmarks.gpu.networks import batches, networks, packed_network
 from benchmarks.gpu.setting import TOLERANCE, Run, Setting, Timing, require_close, require_equal
 from mpt_fast.kernels import costs
 from mpt_fast.kernels.binary_activation import binary_activation
-from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign
+from mpt_fast.kernels.bitsliced_conv2d import bitsliced_conv2d, bitsliced_conv2d_sign, triton_int8
 from mpt_fast.kernels.bitsliced_conv2d import triton as adders
 from mpt_fast.kernels.bitsliced_conv2d.op import cost_case
 from mpt_fast.kernels.bitsliced_linear import bitsliced_linear
+from mpt_fast.kernels.combine import combine
 from mpt_fast.kernels.geometry import make_geometry
-from mpt_fast.kernels.masked_conv2d import masked_conv2d
-from mpt_fast.kernels.masked_conv2d import triton as products
+from mpt_fast.kernels.masked_conv2d import masked_conv2d, products, routes
 from mpt_fast.kernels.masked_linear import masked_linear
-from mpt_fast.kernels.masked_weight import effective_weight, score_gradient
+from mpt_fast.kernels.masked_linear import products as linear_products
+from mpt_fast.kernels.masked_weight import Cut, effective_weight, score_gradient
 from mpt_fast.kernels.pack_bits import pack_bits, unpack_bits
-from mpt_fast.kernels.select_topk import select_topk
+from mpt_fast.kernels.pool2d import pool2d
+from mpt_fast.kernels.select_topk import apply_threshold, select_topk, threshold_from_quantile
 from mpt_fast.kernels.sparse_conv2d import sparse_conv2d
 from mpt_fast.kernels.sparse_linear import sparse_linear
 from mpt_fast.kernels.taps import KernelList, Taps
 from mpt_fast.kernels.xnor_conv2d import xnor_conv2d
 from mpt_fast.kernels.xnor_linear import pack_weight, xnor_linear
-from mpt_fast.packed.gpu import routes
 from mpt_fast.packed.gpu.convolutions import bit_launch, real_launch
+from mpt_fast.packed.gpu.routes import Layer
 from mpt_fast.runtime import program
 
 LAYERS = {"64@32x32": (64, 32), "128@16x16": (128, 16), "256@8x8": (256, 8), "512@4x4": (512, 4)}
@@ -46,64 +48,128 @@ def _layers(setting: Setting) -> dict[str, tuple[int, int]]:
     return {"4@5x5": (4, 5)} if setting.dry else LAYERS
 
 
-def training_layer(setting: Setting, name: str, channels: int, size: int) -> Timing:
-    """One 3x3 layer of a ticket in bfloat16, batch 256: each product alone."""
-    batch = 2 if setting.dry else 256
+def training_layer(
+    setting: Setting, channels: int, outputs: int, kernel: int, size: int, batch: int
+) -> Timing:
+    """One layer of a ticket in bfloat16, stride 1: each product on each of its routes.
+
+    These are the entries of the cost table by which `masked_conv2d.routes` chooses.
+    """
+    pad = [kernel // 2, kernel // 2]
     x = setting.image(batch, channels, size, size, dtype=torch.bfloat16)
-    weight, scores = (setting.image(channels, channels, 3, 3) for _ in range(2))
+    weight, scores = (setting.image(outputs, channels, kernel, kernel) for _ in range(2))
     chosen = select_topk([weight], [scores], 0.5, "reference")
     code, gain = chosen.codes[0], torch.tensor(1.0, device=setting.device)
+    cut = Cut(chosen.thresholds[0], chosen.tie_limits[0])
     dense = code.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    layer = products.Layer.of((size, size), code.shape, GEOMETRY)
-    rows, compact = products.nhwc(x), products.nhwc(code)
-    y = torch.randn_like(rows)
-    formed = products.FromScores(
-        products.nhwc(weight), products.nhwc(scores), chosen.thresholds[0], chosen.tie_limits[0]
-    )
-    require_close(
-        f"masked_conv2d {name}",
-        products.nchw(products.masked_conv2d_fwd(rows, compact, gain, layer), torch.channels_last),
-        F.conv2d(x.double(), dense.double(), padding=1),
-        TOLERANCE[torch.bfloat16],
-    )
-    grads = (products.nhwc(weight), products.nhwc(scores))
+    geometry = make_geometry(padding=pad)
+    ticket = (weight, scores, code, gain, cut, geometry)
+    y = setting.image(batch, outputs, size, size, dtype=torch.bfloat16)
 
-    def backward(needs: list[bool]) -> Run:
-        dy = y.permute(0, 3, 1, 2)
+    def library(needs: list[bool]) -> Run:
         return lambda: torch.ops.aten.convolution_backward(
-            dy, x, dense, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*needs, False]
+            y, x, dense, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [*needs, False]
         )
 
-    return Timing(
-        f"masked {name}, batch {batch}, bf16",
-        {
-            "baseline cuDNN forward": lambda: F.conv2d(x, dense, padding=1),
-            "baseline cuDNN dgrad": backward([True, False]),
-            "baseline cuDNN wgrad": backward([False, True]),
-            "forward from codes": lambda: products.masked_conv2d_fwd(rows, compact, gain, layer),
-            "forward from scores": lambda: products.masked_conv2d_fwd(rows, formed, gain, layer),
-            "dgrad from codes": lambda: products.masked_conv2d_bwd_x(y, compact, gain, layer),
-            "dgrad from scores": lambda: products.masked_conv2d_bwd_x(y, formed, gain, layer),
-            "wgrad and score gradient": lambda: products.masked_conv2d_bwd_weight(
-                y, rows, *grads, layer, 1.0, (False, True)
-            ),
-        },
+    def weight_gradients() -> Tensor | None:
+        return products.weight_gradients(y, x, weight, scores, geometry, 1.0, (False, True))[1]
+
+    baselines: dict[str, Run] = {
+        "forward": lambda: F.conv2d(x, dense, padding=pad),
+        "dgrad": library([True, False]),
+        "wgrad": library([False, True]),
+    }
+    ours: dict[str, Callable[[], Tensor | None]] = {
+        "forward": lambda: products.forward(x, *ticket),
+        "dgrad": lambda: products.input_gradient(y, x, *ticket),
+        "wgrad": weight_gradients,
+    }
+    title = f"masked {channels}-{outputs}@{size}x{size} {kernel}x{kernel}, batch {batch}, bf16"
+    return _products(title, "masked_conv2d", x, code, baselines, ours)
+
+
+def masked_linear_layer(setting: Setting) -> Timing:
+    """A ticket's hidden layer in bfloat16, likewise."""
+    batch, width = (3, 9) if setting.dry else (256, 1024)
+    x, y = (setting.normal(batch, width, dtype=torch.bfloat16) for _ in range(2))
+    weight, scores = setting.normal(width, width), setting.normal(width, width)
+    chosen = select_topk([weight], [scores], 0.5, "reference")
+    code, gain = chosen.codes[0], torch.tensor(1.0, device=setting.device)
+    ticket = (weight, scores, code, gain, Cut(chosen.thresholds[0], chosen.tie_limits[0]))
+    dense = code.to(torch.bfloat16)
+    baselines: dict[str, Run] = {
+        "forward": lambda: F.linear(x, dense),
+        "dgrad": lambda: y @ dense,
+        "wgrad": lambda: y.t() @ x,
+    }
+    ours: dict[str, Callable[[], Tensor | None]] = {
+        "forward": lambda: linear_products.forward(x, *ticket),
+        "dgrad": lambda: linear_products.input_gradient(y, x, *ticket),
+        "wgrad": lambda: linear_products.weight_gradients(y, x, weight, scores, 1.0, (False, True))[
+            1
+        ],
+    }
+    return _products(
+        f"masked linear {width}, batch {batch}, bf16", "masked_linear", x, code, baselines, ours
     )
+
+
+def _products(
+    title: str,
+    operation: str,
+    x: Tensor,
+    code: Tensor,
+    baselines: dict[str, Run],
+    ours: dict[str, Callable[[], Tensor | None]],
+) -> Timing:
+    """Each product's routes, which give the same, beside the library's product alone."""
+    runs: dict[str, Run] = {}
+    table: dict[costs.Case, dict[str, str]] = {}
+    columns = x.numel() // x.shape[1]
+    for product, run in ours.items():
+        runs[f"baseline library {product}"] = baselines[product]
+        names = {}
+        results: dict[str, Tensor] = {}
+        for way in routes.ROUTES[product]:
+            names[f"triton/{way}"] = f"{product}, {way}"
+            runs[f"{product}, {way}"] = _on(way, run)
+            got = _on(way, run)()
+            if isinstance(got, Tensor):
+                results[way] = got
+        for way, got in results.items():
+            first = next(iter(results.values()))
+            require_close(f"{title} {product} {way}", got, first, 2 * TOLERANCE[torch.bfloat16])
+        table[routes.case(operation, product, x.dtype, columns, code.shape)] = names
+    return Timing(title, runs, table)
+
+
+def _on(way: str, run: Callable[[], object]) -> Run:
+    """`run` with the products of a ticket layer on that route."""
+
+    def pinned() -> object:
+        with route(way, routes):
+            return run()
+
+    return pinned
 
 
 def training_calls(setting: Setting, name: str, channels: int, size: int) -> Timing:
-    """Forward and both gradients of that layer, as a training step calls it."""
+    """Forward and both gradients of that layer, as a training step calls it.
+
+    On the routes that the products' own times, taken before, make the fastest.
+    """
     batch = 2 if setting.dry else 256
     x = setting.image(batch, channels, size, size, dtype=torch.bfloat16).requires_grad_()
     weight = setting.image(channels, channels, 3, 3)
     scores = setting.image(channels, channels, 3, 3).requires_grad_()
-    code = select_topk([weight], [scores.detach()], 0.5, "reference").codes[0]
+    chosen = select_topk([weight], [scores.detach()], 0.5, "reference")
+    code, cut = chosen.codes[0], Cut(chosen.thresholds[0], chosen.tie_limits[0])
     gain = torch.tensor(1.0, device=setting.device)
     upstream = torch.randn_like(x)
 
     def step(backend: str) -> Run:
         def run() -> object:
-            out = masked_conv2d(x, weight, scores, code, gain, padding=1, backend=backend)
+            out = masked_conv2d(x, weight, scores, code, gain, padding=1, backend=backend, cut=cut)
             return torch.autograd.grad(out, (x, scores), upstream)
 
         return run
@@ -146,7 +212,7 @@ def packed_layer(
     return Timing(f"packed {name}, batch {batch}, density {density}", runs, table, rounds=10)
 
 
-def _program_layers(code: Tensor, size: int, batch: int) -> tuple[routes.Layer, routes.Layer]:
+def _program_layers(code: Tensor, size: int, batch: int) -> tuple[Layer, Layer]:
     """The layer as a packed program has it: bits to bits, and real to real."""
     channels = code.shape[0]
     taps = Taps.from_dense(code.cpu())
@@ -157,8 +223,8 @@ def _program_layers(code: Tensor, size: int, batch: int) -> tuple[routes.Layer, 
     conv = program.Conv(src=0, taps=kept, padding=(1, 1))
     values = [program.Value(kind, channels, size, size) for kind in ("bits", "f32")]
     return (
-        routes.Layer(sign, "bits", values[0], values[0], batch),
-        routes.Layer(conv, "f32", values[1], values[1], batch),
+        Layer(sign, "bits", values[0], values[0], batch),
+        Layer(conv, "f32", values[1], values[1], batch),
     )
 
 
@@ -207,6 +273,12 @@ def packed_calls(
         cost_case("bitsliced_conv2d_sign", planes, taps, image),
         lambda name: bitsliced_conv2d_sign(planes, taps, cut, flip, 1, 1, backend=name),
     )
+    for way in adders.ROUTES:
+        layer = (triton_int8 if way == "int8" else adders).prepare(taps, image, GEOMETRY)
+        decide = (triton_int8 if way == "int8" else adders).run
+        runs[f"with a shortcut, {way}"] = functools.partial(
+            decide, planes, layer, cut, flip, planes, cut
+        )
     title = f"packed {name}, batch {batch}, density {density}, whole calls"
     return Timing(title, runs, table, rounds=3, graphs=False)
 
@@ -328,23 +400,68 @@ def elementwise(setting: Setting) -> Timing:
     return Timing(f"elementwise, {count} entries, whole calls", runs, table, graphs=False)
 
 
+def joins(setting: Setting) -> Timing:
+    """What stands between packed convolutions, and a sign activation with its backward."""
+    channels, size, images = (4, 4, 64) if setting.dry else (64, 32, 512)
+    real = setting.normal(channels, size, size, images)
+    planes = pack_bits(real, -1, "reference")
+    sums = torch.randint(-99, 99, real.shape, device=setting.device, dtype=torch.int32)
+    vectors = [[torch.rand(channels, device=setting.device) for _ in range(2)] for _ in range(2)]
+    x = real.clone().requires_grad_()
+
+    def backward(name: str) -> Run:
+        return lambda: torch.autograd.grad(binary_activation(x, name), x, real)
+
+    forms: dict[costs.Case, Callable[[str], Run]] = {
+        costs.elements(costs.typed("combine", torch.float64), planes.numel()): lambda name: (
+            lambda: combine([sums, planes], *vectors, "sign", torch.float64, images, name)
+        ),
+        costs.elements(costs.typed("combine", real.dtype), real.numel()): lambda name: (
+            lambda: combine([real, real], *vectors, "relu", real.dtype, images, name)
+        ),
+    }
+    for operand in (planes, sums, real):
+        case = costs.elements(costs.typed("pool2d", operand.dtype), operand.numel())
+        forms[case] = functools.partial(_pooled, operand)
+    runs, table = _by_backend(forms)
+    runs |= {f"binary_activation and its backward, {name}": backward(name) for name in BACKENDS}
+    runs["baseline one read and one write"] = lambda: real.neg()
+    return Timing(f"joins, {channels}@{size}x{size}, batch {images}, whole calls", runs, table,
+                  graphs=False)  # fmt: skip
+
+
+def _pooled(x: Tensor, name: str) -> Run:
+    return lambda: pool2d(x, "max", 2, backend=name)
+
+
 def selection(setting: Setting) -> Timing:
     """Exact selection of ResNet-18's number of scores, against PyTorch's ways to a threshold."""
     count = 1000 if setting.dry else 11_164_352
     weights, scores = setting.normal(2, count)
     kept = count // 5
-    case = costs.elements("select_topk", count)
+    chosen = select_topk([weights], [scores], 0.8, "reference")
+    limits = (chosen.thresholds, chosen.tie_limits)
+    operations: dict[str, Callable[[str], object]] = {
+        "select_topk": lambda name: select_topk([weights], [scores], 0.8, name),
+        "apply_threshold": lambda name: apply_threshold([weights], [scores], *limits, name),
+        "threshold_from_quantile": lambda name: threshold_from_quantile([scores], 0.8, name),
+    }
+    runs, table = _by_backend(
+        {
+            costs.elements(operation, count): lambda name, call=call: lambda: call(name)
+            for operation, call in operations.items()
+        }
+    )
     return Timing(
         f"selection of {count} scores",
         {
-            "select_topk, triton": lambda: select_topk([weights], [scores], 0.8, "triton"),
-            "select_topk, reference": lambda: select_topk([weights], [scores], 0.8, "reference"),
+            **runs,
             "baseline sort": lambda: scores.abs().sort(),
             "baseline topk": lambda: scores.abs().topk(kept),
             "baseline kthvalue": lambda: scores.abs().kthvalue(count - kept),
             "baseline one read": lambda: scores.sum(),
         },
-        {case: {name: f"select_topk, {name}" for name in BACKENDS}},
+        table,
         rounds=5,
         graphs=False,
     )
@@ -361,14 +478,23 @@ def _by_backend(
     return runs, table
 
 
+def products_of_training(setting: Setting) -> Iterator[Make]:
+    """The products of ticket layers, by whose times the training steps then choose."""
+    layers = [(channels, channels, 3, size) for channels, size in _layers(setting).values()]
+    # A ResNet's stem and shortcuts are out of reach of these in the table.
+    layers += [(3, 4, 1, 5)] if setting.dry else [(3, 64, 3, 32), (128, 128, 1, 32),
+                                                   (512, 512, 1, 8)]  # fmt: skip
+    for layer in layers:
+        yield functools.partial(training_layer, setting, *layer, 2 if setting.dry else 256)
+    yield functools.partial(masked_linear_layer, setting)
+
+
 def timings(setting: Setting) -> Iterator[Make]:
-    """Everything but the training steps, the most telling first; made when it is their turn."""
+    """What follows the training steps, the most telling first; made when it is its turn."""
     yield functools.partial(selection, setting)
     for network in networks(setting):
         for batch in batches(setting):
             yield functools.partial(packed_network, setting, network, batch)
-    for name, sizes in _layers(setting).items():
-        yield functools.partial(training_layer, setting, name, *sizes)
     calls: list[Make] = []
     for batch in (2,) if setting.dry else (512, 1):
         for density in DENSITIES[:1] if setting.dry else DENSITIES:
@@ -378,6 +504,7 @@ def timings(setting: Setting) -> Iterator[Make]:
                 calls.append(functools.partial(packed_calls, *arguments))
     yield functools.partial(linear_layers, setting)
     yield functools.partial(elementwise, setting)
+    yield functools.partial(joins, setting)
     for name, sizes in _layers(setting).items():
         yield functools.partial(training_calls, setting, name, *sizes)
     yield from calls

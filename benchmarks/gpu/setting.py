@@ -50,8 +50,9 @@ class Setting:
     dry: bool
     deadline: float
 
-    def late(self) -> bool:
-        return not self.dry and time.monotonic() > self.deadline
+    def late(self, seconds: float = 0.0) -> bool:
+        """Whether less than `seconds` are left."""
+        return not self.dry and time.monotonic() + seconds > self.deadline
 
     def ternary(self, shape: Sequence[int], density: float) -> Tensor:
         """int8 of {-1, 0, +1}."""

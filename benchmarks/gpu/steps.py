@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import mpt_fast as mpt
-from benchmarks.gpu.setting import Run, Setting, require_close
+from benchmarks.gpu.setting import Run, Setting, Timing, require_close
 from mpt_fast import models
 from mpt_fast.kernels.backend import preferring
 from mpt_fast.selection import update_masks
@@ -32,6 +32,12 @@ def variants(setting: Setting, network: str) -> dict[str, Run]:
             setting, models.build(network, config=exact, **size), "reference"
         ),
     }
+
+
+def step_timing(setting: Setting, network: str) -> Timing:
+    """One network's step; as launched from Python, for selection waits for the device."""
+    title = f"training step of {network}, batch 256, bf16"
+    return Timing(title, variants(setting, network), rounds=10, graphs=False)
 
 
 def _step(setting: Setting, model: torch.nn.Module, backend: str | None) -> Run:

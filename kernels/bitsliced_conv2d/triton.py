@@ -473,49 +473,62 @@ def convolve(
     """`prepare` and `run` of the route that `ROUTE` or, for `case`, the cost table names."""
     image = (planes.shape[1], planes.shape[2])
     decided = (threshold, flip, residual, residual_threshold)
-    if (ROUTE or costs.route(case, ROUTES[0])) == "int8":
+    if (ROUTE or costs.route(case, ROUTES)) == "int8":
         return triton_int8.run(planes, triton_int8.prepare(taps, image, geometry), *decided)
     return run(planes, prepare(taps, image, geometry), *decided)
 
 
-def compile_cases() -> list[CompileCase]:
-    """The kernel at batch 512 (16 words) on the layers of a ResNet, density up to 0.5, and sums."""
+def layer_cases(name: str, size: int, outputs: int, most: int, padding: int) -> list[CompileCase]:
+    """The kernel's forms at batch 512 (16 words) on a square map of that size, stride 1."""
     int32s = ("planes_ptr", "order_ptr", "starts_ptr", "taps_ptr", "totals_ptr", "border_ptr",
               "threshold_ptr", "residual_ptr", "residual_threshold_ptr", "out_ptr")  # fmt: skip
     cases = []
     row = 16
-    for size, outputs, most in ((32, 64, 350), (16, 128, 650), (8, 256, 1300), (4, 512, 2500)):
-        for sign, residual in ((True, False), (True, True), (False, False)):
-            launch = Launch.of(size * size, row, outputs, sign)
-            signature: dict[str, Any] = dict.fromkeys(int32s, "*i32")
-            signature |= {"flip_ptr": "*i8", "O": "i32", "groups": "i32"}
-            form = "residual" if residual else "sign" if sign else "sums"
-            cases.append(
-                CompileCase(
-                    _bitsliced_conv2d_kernel,
-                    f"{form} {size}x{size} batch 512, up to {most} taps",
-                    signature,
-                    {
-                        "Ho": size,
-                        "Wo": size,
-                        "Hp": size + 2,
-                        "Wp": size + 2,
-                        "SH": 1,
-                        "SW": 1,
-                        "ROW": row,
-                        "GROUP_ROWS": outputs * (size + 2) ** 2,
-                        "SIGN": sign,
-                        "RESIDUAL": residual,
-                        "BORDER": True,
-                        "HIGH": high_planes(most),
-                        "GROUP": group_of(most),
-                        "PIXELS": launch.pixels,
-                        "WORDS": launch.across,
-                        "OUTPUTS": launch.outputs,
-                    },
-                    launch.num_warps,
-                    registers=launch.registers,
-                    checks={"bitsliced": group_of(most) * launch.words_per_thread} if sign else {},
-                )
+    padded = size + 2 * padding
+    for sign, residual in ((True, False), (True, True), (False, False)):
+        launch = Launch.of(size * size, row, outputs, sign)
+        signature: dict[str, Any] = dict.fromkeys(int32s, "*i32")
+        signature |= {"flip_ptr": "*i8", "O": "i32", "groups": "i32"}
+        form = "residual" if residual else "sign" if sign else "sums"
+        # A linear layer has 16 words in all there, half of one for each thread.
+        full = sign and launch.words_per_thread >= WORDS_PER_THREAD
+        cases.append(
+            CompileCase(
+                _bitsliced_conv2d_kernel,
+                f"{form} {name} batch 512, up to {most} taps",
+                signature,
+                {
+                    "Ho": size,
+                    "Wo": size,
+                    "Hp": padded,
+                    "Wp": padded,
+                    "SH": 1,
+                    "SW": 1,
+                    "ROW": row,
+                    "GROUP_ROWS": outputs * padded**2,
+                    "SIGN": sign,
+                    "RESIDUAL": residual,
+                    "BORDER": padding > 0,
+                    "HIGH": high_planes(most),
+                    "GROUP": group_of(most),
+                    "PIXELS": launch.pixels,
+                    "WORDS": launch.across,
+                    "OUTPUTS": launch.outputs,
+                },
+                launch.num_warps,
+                registers=launch.registers,
+                checks={"bitsliced": group_of(most) * launch.words_per_thread} if full else {},
             )
+        )
+    return cases
+
+
+def compile_cases() -> list[CompileCase]:
+    """The kernel on the layers of a ResNet, density up to 0.5, and the int8 route's."""
+    sizes = ((32, 64, 350), (16, 128, 650), (8, 256, 1300), (4, 512, 2500))
+    cases = [
+        case
+        for size, outputs, most in sizes
+        for case in layer_cases(f"{size}x{size}", size, outputs, most, 1)
+    ]
     return cases + triton_int8.compile_cases()

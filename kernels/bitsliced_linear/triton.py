@@ -49,5 +49,5 @@ def apply(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Nothing beyond the cases of `bitsliced_conv2d`, whose kernel this is."""
-    return []
+    """The kernel of `bitsliced_conv2d` on a map of one pixel: a classifier's hidden layer."""
+    return conv.layer_cases("1024", 1, 1024, 600, 0)

@@ -9,7 +9,8 @@ Backward: x gets the usual gradient; the scores and, if it requires grad, the we
 Backends: "reference"; "cpu", which forms the effective weight and the score gradient in C++ and
 convolves with PyTorch; "triton", which forms the weight inside the products and the score gradient
 behind them, in NHWC, and saves no effective weight (float32, float16 and bfloat16; float64 runs the
-reference). Its float32 products are tf32 where `torch.backends.cudnn.allow_tf32`.
+reference). Its products come in several forms, of which `routes` chooses for each shape. Its
+float32 products are tf32 where `torch.backends.cudnn.allow_tf32`.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,9 @@ from mpt_fast.kernels.geometry import (
 from mpt_fast.kernels.layout import layout_of
 from mpt_fast.kernels.masked_conv2d import reference
 from mpt_fast.kernels.masked_weight import (
+    Cut,
     autocast,
+    check_ticket,
     effective_weight,
     score_gradient,
     weight_gradient,
@@ -53,16 +56,20 @@ def masked_conv2d(
     power: float = 1.0,
     kept: Tensor | None = None,
     backend: str | None = None,
+    cut: Cut | None = None,
 ) -> Tensor:
     """Convolve x with gain * code; gradients reach x, scores and (fine-tuning) weight.
 
     Shapes in the module's docstring; x may be [C, H, W] too. stride, padding, dilation: an int or
     two. power: p of the power-propagation, only in the gradient. kept: 0-dim count of the mask,
-    needed only for the gradient to weight; None counts the non-zero codes.
+    needed only for the gradient to weight; None counts the non-zero codes. cut: the threshold that
+    gives `code` from weight and scores as they are now, with which Triton may form it itself.
 
-    Raises ValueError for shapes that do not match and TypeError for an x that is not floating.
+    Raises ValueError for shapes, dtypes or devices that do not match (all tensors live where x
+    does) and TypeError for an x that is not floating.
     """
     geometry = make_geometry(stride, padding, dilation, groups)
+    check_ticket("masked_conv2d", x, weight, scores, code, gain, kept, cut)
     _check(x, weight, scores, code, geometry)
     x = autocast(x)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
@@ -73,6 +80,7 @@ def masked_conv2d(
         code,
         gain,
         kept,
+        *(cut or (None, None)),
         *geometry,
         power,
         backend,
@@ -83,8 +91,12 @@ def masked_conv2d(
 @torch.library.custom_op("mpt_fast::masked_conv2d", mutates_args=())
 def _masked_conv2d(
     x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
     code: Tensor,
     gain: Tensor,
+    threshold: Tensor | None,
+    tie_limit: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -97,16 +109,12 @@ def _masked_conv2d(
     """
     chosen = _choose(x, code, backend)
     if chosen == "triton":
-        from mpt_fast.kernels.masked_conv2d import triton
+        from mpt_fast.kernels.masked_conv2d import products
 
-        layer = triton.Layer.of(
-            (x.shape[2], x.shape[3]), code.shape, make_geometry(stride, padding, dilation, groups)
-        )
-        precision = triton.precision_of(x.dtype, torch.backends.cudnn.allow_tf32)
-        out = triton.masked_conv2d_fwd(
-            triton.nhwc(x), triton.nhwc(code), gain.detach(), layer, precision
-        )
-        return triton.nchw(out, layout_of(x)), x.new_empty(0)
+        geometry = make_geometry(stride, padding, dilation, groups)
+        cut = _cut(threshold, tie_limit)
+        out = products.forward(x.detach(), weight, scores, code, gain, cut, geometry)
+        return out, x.new_empty(0)
     if chosen == "reference":
         return reference.masked_conv2d(x, code, gain, stride, padding, dilation, groups)
     effective = effective_weight(code, gain, x.dtype, "cpu")
@@ -116,8 +124,12 @@ def _masked_conv2d(
 @_masked_conv2d.register_fake
 def _(
     x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
     code: Tensor,
     gain: Tensor,
+    threshold: Tensor | None,
+    tie_limit: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -143,6 +155,8 @@ def _masked_conv2d_backward(
     scores: Tensor,
     code: Tensor,
     gain: Tensor,
+    threshold: Tensor | None,
+    tie_limit: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -151,26 +165,21 @@ def _masked_conv2d_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to (x, effective weight, scores) by the Triton kernels, empty where not needed."""
-    from mpt_fast.kernels.masked_conv2d import triton
+    from mpt_fast.kernels.masked_conv2d import products
 
-    layer = triton.Layer.of(
-        (x.shape[2], x.shape[3]), code.shape, make_geometry(stride, padding, dilation, groups)
-    )
-    precision = triton.precision_of(x.dtype, torch.backends.cudnn.allow_tf32)
-    dy = triton.nhwc(grad.to(x.dtype))
+    geometry = make_geometry(stride, padding, dilation, groups)
+    dy, x = grad.to(x.dtype), x.detach()
     grad_x, grad_effective, grad_scores = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if needs[0]:
-        rows = triton.masked_conv2d_bwd_x(dy, triton.nhwc(code), gain.detach(), layer, precision)
-        grad_x = triton.nchw(rows, layout_of(x))
+        cut = _cut(threshold, tie_limit)
+        grad_x = products.input_gradient(dy, x, weight, scores, code, gain, cut, geometry)
     if needs[1] or needs[2]:
-        operands = (dy, triton.nhwc(x), triton.nhwc(weight), triton.nhwc(scores))
-        to_weight, to_scores = triton.masked_conv2d_bwd_weight(
-            *operands, layer, power, (needs[1], needs[2]), precision
+        wanted = (needs[1], needs[2])
+        to_weight, to_scores = products.weight_gradients(
+            dy, x, weight, scores, geometry, power, wanted
         )
-        if to_weight is not None:
-            grad_effective = triton.nchw(to_weight, layout_of(weight))
-        if to_scores is not None:
-            grad_scores = triton.nchw(to_scores, layout_of(scores))
+        grad_effective = grad_effective if to_weight is None else to_weight
+        grad_scores = grad_scores if to_scores is None else to_scores
     return grad_x, grad_effective, grad_scores
 
 
@@ -182,6 +191,8 @@ def _(
     scores: Tensor,
     code: Tensor,
     gain: Tensor,
+    threshold: Tensor | None,
+    tie_limit: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -215,6 +226,8 @@ class MaskedConv2dFunction(torch.autograd.Function):
         code: Tensor,
         gain: Tensor,
         kept: Tensor | None,
+        threshold: Tensor | None,
+        tie_limit: Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
@@ -222,15 +235,28 @@ class MaskedConv2dFunction(torch.autograd.Function):
         power: float,
         backend: str | None,
     ) -> Tensor:
-        out, effective = _masked_conv2d(x, code, gain, stride, padding, dilation, groups, backend)
-        ctx.save_for_backward(x, effective, weight, scores, code, gain, kept)
+        out, effective = _masked_conv2d(
+            x,
+            weight,
+            scores,
+            code,
+            gain,
+            threshold,
+            tie_limit,
+            stride,
+            padding,
+            dilation,
+            groups,
+            backend,
+        )
+        ctx.save_for_backward(x, effective, weight, scores, code, gain, kept, threshold, tie_limit)
         ctx.geometry = (stride, padding, dilation, groups)
         ctx.power, ctx.backend = power, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, effective, weight, scores, code, gain, kept = ctx.saved_tensors
+        x, effective, weight, scores, code, gain, kept, *cut = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
         need_x, need_weight, need_scores = ctx.needs_input_grad[:3]
         if effective.numel() != code.numel():  # the forward ran in Triton
@@ -241,6 +267,7 @@ class MaskedConv2dFunction(torch.autograd.Function):
                 scores,
                 code,
                 gain,
+                *cut,
                 *ctx.geometry,
                 ctx.power,
                 [need_x, need_weight, need_scores],
@@ -249,7 +276,7 @@ class MaskedConv2dFunction(torch.autograd.Function):
                 grad_x if need_x else None,
                 weight_gradient(grad_effective, weight, code, gain, kept) if need_weight else None,
                 grad_scores if need_scores else None,
-                *[None] * 9,
+                *[None] * 11,
             )
         grad_x, grad_effective, _ = torch.ops.aten.convolution_backward(
             grad,
@@ -270,8 +297,12 @@ class MaskedConv2dFunction(torch.autograd.Function):
             score_gradient(grad_effective, weight, scores, ctx.power, ctx.backend)
             if need_scores
             else None,
-            *[None] * 9,
+            *[None] * 11,
         )
+
+
+def _cut(threshold: Tensor | None, tie_limit: Tensor | None) -> Cut | None:
+    return None if threshold is None or tie_limit is None else Cut(threshold, tie_limit)
 
 
 def _choose(x: Tensor, code: Tensor, backend: str | None) -> str:
@@ -282,8 +313,6 @@ def _choose(x: Tensor, code: Tensor, backend: str | None) -> str:
 
 
 def _check(x: Tensor, weight: Tensor, scores: Tensor, code: Tensor, geometry: Geometry) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"masked_conv2d: x must be floating, got {x.dtype}; call x.float()")
     if not weight.shape == scores.shape == code.shape or weight.dim() != 4:
         raise ValueError(
             "masked_conv2d: weight, scores and code must have one shape [O, C/groups, kh, kw], got "

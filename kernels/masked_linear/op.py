@@ -8,7 +8,8 @@ Backward: x gets the usual gradient; the scores and, if it requires grad, the we
 Backends: "reference"; "cpu", which forms the effective weight and the score gradient in C++ and
 multiplies with PyTorch; "triton", which forms the weight inside the products and the score gradient
 behind them, and saves no effective weight (float32, float16 and bfloat16; float64 runs the
-reference). Its float32 products are tf32 where `torch.backends.cuda.matmul.allow_tf32`.
+reference). Its products come in several forms, of which `masked_conv2d.routes` chooses for each
+shape. Its float32 products are tf32 where `torch.backends.cuda.matmul.allow_tf32`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from mpt_fast.kernels import costs
 from mpt_fast.kernels.backend import choose
 from mpt_fast.kernels.masked_linear import reference
 from mpt_fast.kernels.masked_weight import (
+    Cut,
     autocast,
+    check_ticket,
     effective_weight,
     score_gradient,
     weight_gradient,
@@ -40,17 +43,19 @@ def masked_linear(
     power: float = 1.0,
     kept: Tensor | None = None,
     backend: str | None = None,
+    cut: Cut | None = None,
 ) -> Tensor:
     """Multiply x by gain * code; gradients reach x, scores and (fine-tuning) weight.
 
     Shapes in the module's docstring. power: p of the power-propagation, only in the gradient.
     kept: 0-dim count of the mask, needed only for the gradient to weight; None counts the non-zero
-    codes.
+    codes. cut: the threshold that gives `code` from weight and scores as they are now, with which
+    Triton may form it itself.
 
-    Raises ValueError for shapes that do not match and TypeError for an x that is not floating.
+    Raises ValueError for shapes, dtypes or devices that do not match (all tensors live where x
+    does) and TypeError for an x that is not floating.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"masked_linear: x must be floating, got {x.dtype}; call x.float()")
+    check_ticket("masked_linear", x, weight, scores, code, gain, kept, cut)
     if not weight.shape == scores.shape == code.shape or weight.dim() != 2:
         raise ValueError(
             "masked_linear: weight, scores and code must have one shape [O, I], got "
@@ -59,12 +64,20 @@ def masked_linear(
     if x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"masked_linear: x must be [..., {weight.shape[1]}], got {tuple(x.shape)}")
     x = autocast(x)
-    return MaskedLinearFunction.apply(x, weight, scores, code, gain, kept, power, backend)
+    limits = cut or (None, None)
+    return MaskedLinearFunction.apply(x, weight, scores, code, gain, kept, *limits, power, backend)
 
 
 @torch.library.custom_op("mpt_fast::masked_linear", mutates_args=())
 def _masked_linear(
-    x: Tensor, code: Tensor, gain: Tensor, backend: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    threshold: Tensor | None = None,
+    tie_limit: Tensor | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(output, effective weight): the second is what the gradient to x is computed with.
 
@@ -72,10 +85,10 @@ def _masked_linear(
     """
     chosen = _choose(x, code, backend)
     if chosen == "triton":
-        from mpt_fast.kernels.masked_linear import triton
+        from mpt_fast.kernels.masked_linear import products
 
-        rows = triton.masked_linear_fwd(x.detach(), code, gain.detach())
-        return rows.view(*x.shape[:-1], code.shape[0]), x.new_empty(0)
+        cut = _cut(threshold, tie_limit)
+        return products.forward(x.detach(), weight, scores, code, gain, cut), x.new_empty(0)
     if chosen == "reference":
         return reference.masked_linear(x, code, gain)
     effective = effective_weight(code, gain, x.dtype, "cpu")
@@ -83,7 +96,16 @@ def _masked_linear(
 
 
 @_masked_linear.register_fake
-def _(x: Tensor, code: Tensor, gain: Tensor, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    threshold: Tensor | None = None,
+    tie_limit: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
     if _choose(x, code, backend) == "triton":
         return x.new_empty((*x.shape[:-1], code.shape[0])), x.new_empty(0)
     return reference.masked_linear(x, code, gain)
@@ -97,20 +119,22 @@ def _masked_linear_backward(
     scores: Tensor,
     code: Tensor,
     gain: Tensor,
+    threshold: Tensor | None,
+    tie_limit: Tensor | None,
     power: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to (x, effective weight, scores) by the Triton kernels, empty where not needed."""
-    from mpt_fast.kernels.masked_linear import triton
+    from mpt_fast.kernels.masked_linear import products
 
-    dy = grad.to(x.dtype)
+    dy, x = grad.to(x.dtype), x.detach()
     grad_x, grad_effective, grad_scores = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if needs[0]:
-        grad_x = triton.masked_linear_bwd_x(dy, code, gain.detach()).view(x.shape)
+        cut = _cut(threshold, tie_limit)
+        grad_x = products.input_gradient(dy, x, weight, scores, code, gain, cut)
     if needs[1] or needs[2]:
-        to_weight, to_scores = triton.masked_linear_bwd_weight(
-            dy, x.detach(), weight.detach(), scores.detach(), power, (needs[1], needs[2])
-        )
+        wanted = (needs[1], needs[2])
+        to_weight, to_scores = products.weight_gradients(dy, x, weight, scores, power, wanted)
         grad_effective = grad_effective if to_weight is None else to_weight
         grad_scores = grad_scores if to_scores is None else to_scores
     return grad_x, grad_effective, grad_scores
@@ -124,6 +148,8 @@ def _(
     scores: Tensor,
     code: Tensor,
     gain: Tensor,
+    threshold: Tensor | None,
+    tie_limit: Tensor | None,
     power: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,17 +172,21 @@ class MaskedLinearFunction(torch.autograd.Function):
         code: Tensor,
         gain: Tensor,
         kept: Tensor | None,
+        threshold: Tensor | None,
+        tie_limit: Tensor | None,
         power: float,
         backend: str | None,
     ) -> Tensor:
-        out, effective = _masked_linear(x, code, gain, backend)
-        ctx.save_for_backward(x, effective, weight, scores, code, gain, kept)
+        out, effective = _masked_linear(
+            x, weight, scores, code, gain, threshold, tie_limit, backend
+        )
+        ctx.save_for_backward(x, effective, weight, scores, code, gain, kept, threshold, tie_limit)
         ctx.power, ctx.backend = power, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, effective, weight, scores, code, gain, kept = ctx.saved_tensors
+        x, effective, weight, scores, code, gain, kept, *cut = ctx.saved_tensors
         need_x, need_weight, need_scores = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_scores = None
         if effective.numel() != code.numel():  # the forward ran in Triton
@@ -167,6 +197,7 @@ class MaskedLinearFunction(torch.autograd.Function):
                 scores,
                 code,
                 gain,
+                *cut,
                 ctx.power,
                 [need_x, need_weight, need_scores],
             )
@@ -176,7 +207,7 @@ class MaskedLinearFunction(torch.autograd.Function):
                 grad_x if need_x else None,
                 grad_weight,
                 grad_scores if need_scores else None,
-                *[None] * 5,
+                *[None] * 7,
             )
         if need_x:
             grad_x = grad @ effective
@@ -187,7 +218,11 @@ class MaskedLinearFunction(torch.autograd.Function):
                 grad_scores = score_gradient(grad_effective, weight, scores, ctx.power, ctx.backend)
             if need_weight:
                 grad_weight = weight_gradient(grad_effective, weight, code, gain, kept)
-        return grad_x, grad_weight, grad_scores, *[None] * 5
+        return grad_x, grad_weight, grad_scores, *[None] * 7
+
+
+def _cut(threshold: Tensor | None, tie_limit: Tensor | None) -> Cut | None:
+    return None if threshold is None or tie_limit is None else Cut(threshold, tie_limit)
 
 
 def _choose(x: Tensor, code: Tensor, backend: str | None) -> str:

@@ -7,6 +7,8 @@ these constants the kernels of `masked_conv2d` are plain matrix products with on
 Sums are formed and rounded as there. x, dy: float32, float16 or bfloat16.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,18 +35,28 @@ def _kernels(weight: Tensor) -> Tensor:
     return weight.contiguous().view(weight.shape[0], 1, 1, weight.shape[1])
 
 
-def masked_linear_fwd(x: Tensor, code: Tensor, gain: Tensor) -> Tensor:
-    """y [N, O] of x [..., I] with N rows; code int8 [O, I]."""
-    out = products.masked_conv2d_fwd(_pixels(x), _kernels(code), gain, _layer(code), _precision(x))
-    return out.view(out.shape[0], code.shape[0])
+def _operand(
+    weight: Tensor | products.FromScores,
+) -> tuple[Tensor | products.FromScores, products.Layer]:
+    """(the weight as the kernels read it, its layer)."""
+    if isinstance(weight, products.FromScores):
+        formed = replace(weight, weight=_kernels(weight.weight), scores=_kernels(weight.scores))
+        return formed, _layer(weight.weight)
+    return _kernels(weight), _layer(weight)
 
 
-def masked_linear_bwd_x(dy: Tensor, code: Tensor, gain: Tensor) -> Tensor:
+def masked_linear_fwd(x: Tensor, weight: Tensor | products.FromScores, gain: Tensor) -> Tensor:
+    """y [N, O] of x [..., I] with N rows; weight: int8 code [O, I] or FromScores of that shape."""
+    operand, layer = _operand(weight)
+    out = products.masked_conv2d_fwd(_pixels(x), operand, gain, layer, _precision(x))
+    return out.view(out.shape[0], layer.O)
+
+
+def masked_linear_bwd_x(dy: Tensor, weight: Tensor | products.FromScores, gain: Tensor) -> Tensor:
     """dx [N, I] of dy [..., O] with N rows."""
-    out = products.masked_conv2d_bwd_x(
-        _pixels(dy), _kernels(code), gain, _layer(code), _precision(dy)
-    )
-    return out.view(out.shape[0], code.shape[1])
+    operand, layer = _operand(weight)
+    out = products.masked_conv2d_bwd_x(_pixels(dy), operand, gain, layer, _precision(dy))
+    return out.view(out.shape[0], layer.C)
 
 
 def masked_linear_bwd_weight(
@@ -68,5 +80,4 @@ def masked_linear_bwd_weight(
 def compile_cases() -> list[CompileCase]:
     """The products at the sizes of a classifier's hidden layer."""
     layer = products.Layer(1, 1, 1, 1, 1024, 1024, 1, 1, 1, 1, 0, 0, 1, 1, 1)
-    forms = [form for form in products.FORMS if form[0] != "fp16" and not form[2]]
-    return products.layer_cases("1024-1024", layer, forms)
+    return products.layer_cases("1024-1024", layer, products.FORMS)

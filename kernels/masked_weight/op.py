@@ -13,21 +13,68 @@ float32; the effective weight of another dtype is formed in it by PyTorch, the s
 scores of another dtype is the reference's).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mpt_fast.kernels import costs, cpu
 from mpt_fast.kernels.backend import choose
+from mpt_fast.kernels.geometry import check_tensor
 from mpt_fast.kernels.layout import in_memory_order_of, layout_of
 from mpt_fast.kernels.masked_weight import reference
 
 BACKENDS = ("triton", "cpu", "reference")
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Cut(NamedTuple):
+    """What `code` is read from, where that is still to hand: code = sign(W) * M for these scores.
+
+    threshold (floating) and tie_limit (int64) are 0-dim and describe the mask M as in
+    `select_topk`. It holds as long as neither scores nor W have changed since the code was formed.
+    """
+
+    threshold: Tensor
+    tie_limit: Tensor
+
+
+def check_ticket(
+    operation: str,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    code: Tensor,
+    gain: Tensor,
+    kept: Tensor | None,
+    cut: Cut | None,
+) -> None:
+    """Errors of a ticket layer's operands beside their shapes: see `masked_conv2d`."""
+    if not x.is_floating_point():
+        raise TypeError(f"{operation}: x must be floating, got {x.dtype}; call x.float()")
+    try:
+        for tensor, name in ((weight, "weight"), (scores, "scores")):
+            check_tensor(tensor, name, _FLOATING, None, x.device)
+        check_tensor(code, "code", torch.int8, None, x.device)
+        check_tensor(gain, "gain", _FLOATING, (), x.device)
+        if kept is not None:
+            check_tensor(kept, "kept", (torch.int64, torch.int32), (), x.device)
+        if cut is not None:
+            check_tensor(cut.threshold, "cut.threshold", _FLOATING, (), x.device)
+            check_tensor(cut.tie_limit, "cut.tie_limit", torch.int64, (), x.device)
+    except ValueError as error:
+        raise ValueError(f"{operation}: {error}") from None
 
 
 def effective_weight(
     code: Tensor, gain: Tensor, dtype: torch.dtype, backend: str | None = None
 ) -> Tensor:
-    """gain * code in `dtype`, channels_last where `code` is; code int8, gain 0-dim."""
+    """gain * code in `dtype`, channels_last where `code` is; code int8, gain 0-dim on its device.
+
+    Raises ValueError otherwise.
+    """
+    check_tensor(code, "code", torch.int8)
+    check_tensor(gain, "gain", _FLOATING, (), code.device)
     chosen = choose(
         "effective_weight",
         backend,
@@ -59,8 +106,10 @@ def score_gradient(
 ) -> Tensor:
     """dL/dscores from the gradient to the effective weight; dtype and memory format of `scores`.
 
-    grad, weight, scores: one shape. power >= 1. Raises ValueError otherwise.
+    grad, weight, scores: one shape, one device. power >= 1. Raises ValueError otherwise.
     """
+    for tensor, name in ((grad, "grad"), (weight, "weight")):
+        check_tensor(tensor, name, _FLOATING, None, scores.device)
     if not grad.shape == weight.shape == scores.shape:
         raise ValueError(
             "grad, weight and scores must have one shape, got "

@@ -126,17 +126,28 @@ def compile_cases() -> list[CompileCase]:
         for kind in ("fp32", "fp16", "bf16")
     ]
     pointers = ("parts_ptr", "w_ptr", "s_ptr", "grad_ptr", "grad_scores_ptr")
-    for power in (1, 2, 0):
+    # Behind the splits, which are float32, or behind a product of the library.
+    forms = [(power, 8, "fp32", (False, True)) for power in (1, 2, 0)]
+    forms += [(1, 1, kind, (False, True)) for kind in ("fp16", "bf16")]
+    forms += [(1, 8, "fp32", (True, False))]
+    for power, splits, kind, (need_grad, need_scores) in forms:
+        label = f"power {power or 'any'}" + ("" if kind == "fp32" else f", {kind} gradient")
+        label += ", to the weight alone" * need_grad
         cases.append(
             CompileCase(
                 _score_gradient_kernel,
-                f"power {power or 'any'}",
-                {**dict.fromkeys(pointers, "*fp32"), "n": "i32", "power": "fp32"},
+                label,
                 {
-                    "SPLITS": 8,
+                    **dict.fromkeys(pointers, "*fp32"),
+                    "parts_ptr": f"*{kind}",
+                    "n": "i32",
+                    "power": "fp32",
+                },
+                {
+                    "SPLITS": splits,
                     "POWER": power,
-                    "NEED_GRAD": False,
-                    "NEED_SCORES": True,
+                    "NEED_GRAD": need_grad,
+                    "NEED_SCORES": need_scores,
                     "BLOCK": BLOCK,
                 },
                 multiples=("n",),

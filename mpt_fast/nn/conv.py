@@ -93,7 +93,7 @@ class MPTConv2d(TicketLayer):
         by_kept = self._by_kept(x)
         if by_kept is not None:
             return by_kept
-        code, gain, kept = self._selected()
+        code, gain, kept, cut = self._selected()
         left, right, top, bottom = self.padding_sides
         padding = (top, left)
         if self.padding_mode != "zeros":
@@ -112,6 +112,7 @@ class MPTConv2d(TicketLayer):
             self.groups,
             self.config.power,
             kept,
+            cut=cut,
         )
         return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
 

@@ -39,8 +39,10 @@ class MPTLinear(TicketLayer):
         by_kept = self._by_kept(x)
         if by_kept is not None:
             return by_kept
-        code, gain, kept = self._selected()
-        out = masked_linear(x, self.weight, self.scores, code, gain, self.config.power, kept)
+        code, gain, kept, cut = self._selected()
+        out = masked_linear(
+            x, self.weight, self.scores, code, gain, self.config.power, kept, cut=cut
+        )
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def extra_repr(self) -> str:

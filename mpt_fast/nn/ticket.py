@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mpt_fast.config import TicketConfig, check_sparsity
-from mpt_fast.kernels.masked_weight import effective_weight
+from mpt_fast.kernels.masked_weight import Cut, effective_weight
 from mpt_fast.kernels.select_topk import (
     Selection,
     apply_threshold,
@@ -73,6 +73,8 @@ class TicketLayer(nn.Module):
         self.finetuning = False
         self.kept_only: KeptOnly | None = None
         self.threshold_fixed = False
+        # What `code` was formed from, by identity and version; None where that is not known.
+        self._formed_from: tuple[int, ...] | None = None
         weight = torch.empty(shape, device=device, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scores = nn.Parameter(torch.empty_like(weight))
@@ -176,17 +178,29 @@ class TicketLayer(nn.Module):
         self.threshold.copy_(selection.thresholds[index])
         self.tie_limit.copy_(selection.tie_limits[index])
         self.kept.copy_(selection.kept[index])
+        self._formed_from = self._origin()
 
-    def _selected(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(code, gain, kept) that this forward pass uses."""
+    def _origin(self) -> tuple[int, ...] | None:
+        """Which scores and weight these are, as far as they were not changed behind autograd."""
+        if torch.compiler.is_compiling():
+            return None
+        pair = (self.scores, self.weight)
+        return tuple(number for tensor in pair for number in (id(tensor), tensor._version))
+
+    def _selected(self) -> tuple[Tensor, Tensor, Tensor, Cut | None]:
+        """(code, gain, kept, what the code follows from) that this forward pass uses."""
         other = self.kept_only
         fixed = self.training and other is not None and other.current(self)
         if fixed or not self._selects_itself():
-            return self.code, self._gain, self.kept
+            # Scores that moved since the selection would give another mask than the stored one.
+            stale = fixed or self._formed_from is None or self._formed_from != self._origin()
+            cut = None if stale else Cut(self.threshold, self.tie_limit)
+            return self.code, self._gain, self.kept, cut
         selection = self._divided(self._select())
         gains = layer_gains(selection, [self.name])
         self.adopt(selection, gains)
-        return selection.codes[0], gains[0], selection.kept[0]
+        cut = Cut(selection.thresholds[0], selection.tie_limits[0])
+        return selection.codes[0], gains[0], selection.kept[0], cut
 
     def _by_kept(self, x: Tensor) -> Tensor | None:
         """The output by `kept_only`; None where the layer runs as ever."""
@@ -232,6 +246,7 @@ class TicketLayer(nn.Module):
         """As nn.Module's, except that the gain stays float32 when the layer changes its dtype."""
         gain = self._gain
         super()._apply(fn, recurse)
+        self._formed_from = None  # a narrower dtype rounds the scores in place
         if self._gain.dtype != gain.dtype:
             self._gain = gain.to(self._gain.device)
         return self

@@ -2,19 +2,21 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import helpers
 import pytest
 import torch
 
 from benchmarks import compile_report
 from benchmarks.gpu import checks, merge, networks, steps
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.setting import require_equal
+from benchmarks.gpu.setting import Setting, require_equal
 from mpt_fast.kernels import backend, costs
 from mpt_fast.kernels.gpu import RegisterLimit, register_limit
 from mpt_fast.kernels.gpu.aot import CompileCase
@@ -110,6 +112,24 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     assert set(report["figures"].values()) == {"not measured"}
     assert set(report["checks"].values()) == {"not measured"}
     assert not (tmp_path / "cost_table.json").exists()
+
+
+@needs_interpreter
+def test_the_checks_launch_every_form_of_every_kernel() -> None:
+    """What is compiled for a device is compared with float64 on it, before anything is timed."""
+    torch.manual_seed(0)
+    setting = Setting("cpu", True, math.inf)
+    with helpers.launched_forms() as launched:
+        for check in checks.CHECKS.values():
+            check(setting)
+    shipped = {
+        helpers.form_of(case.kernel.fn.__name__, case.constants)
+        for _, case in compile_report.cases(compile_report.operations())
+    }
+    assert {name for name, _ in shipped} == {
+        name for names in helpers.triton_kernels().values() for name in names
+    }
+    assert sorted(shipped - launched, key=str) == []
 
 
 @needs_interpreter

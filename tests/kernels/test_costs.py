@@ -15,6 +15,7 @@ from mpt_fast.kernels.costs import Case, CostTableError, Measured
 HERE = ("NVIDIA H200", "3.9.0")
 SOURCE = "measured on NVIDIA H200"
 ALL = ("triton", "cpu", "reference")
+ROUTES = ("adders", "int8")
 SMALL, LARGE = Case("f", (64, 10)), Case("f", (100_000, 10))
 MEASURED = [
     Measured(SMALL, {"triton": 30.0, "triton/int8": 40.0, "reference": 20.0}, SOURCE),
@@ -58,10 +59,36 @@ def test_the_fastest_measured_backend_is_chosen(write: Write) -> None:
 
 def test_routes_are_ranked_among_themselves(write: Write) -> None:
     write(costs.table(*HERE, MEASURED))
-    assert costs.route(SMALL, "adders") == "adders"
-    assert costs.route(LARGE, "adders") == "int8"
-    assert costs.route(Case("g", (5, 5, 5)), "adders") == "adders"
-    assert costs.route(Case("h", (5,)), "adders") == "adders"
+    assert costs.route(SMALL, ROUTES) == "adders"
+    assert costs.route(LARGE, ROUTES) == "int8"
+    assert costs.route(Case("g", (5, 5, 5)), ROUTES) == "adders"
+    assert costs.route(Case("h", (5,)), ROUTES) == "adders"
+
+
+def test_a_route_that_cannot_run_is_passed_over(write: Write) -> None:
+    write(costs.table(*HERE, MEASURED))
+    assert costs.route(LARGE, ("adders", "other")) == "adders"
+    assert costs.route(LARGE, ("other", "int8")) == "int8"
+
+
+def test_what_this_process_measured_is_used_before_any_file(write: Write) -> None:
+    write(costs.table(*HERE, MEASURED))
+    with costs.supplying([Measured(LARGE, {"triton": 1.0, "triton/int8": 2.0}, SOURCE)]):
+        assert costs.route(LARGE, ROUTES) == "adders"
+        assert costs.ranking(SMALL) == []
+        with costs.supplying([]):
+            assert costs.ranking(LARGE) == []
+    assert costs.route(LARGE, ROUTES) == "int8"
+
+
+def test_on_a_machine_without_a_gpu_a_table_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(costs.table(*HERE, MEASURED)))
+    monkeypatch.setenv(costs.VARIABLE, str(path))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert costs.ranking(LARGE) == []
 
 
 def test_the_nearest_case_answers_and_none_beyond_its_reach(write: Write) -> None:
@@ -79,7 +106,7 @@ def test_without_a_table_triton_is_never_chosen(
 ) -> None:
     monkeypatch.delenv(costs.VARIABLE, raising=False)
     assert choose("f", None, "cuda", ALL, LARGE) == "reference"
-    assert costs.route(LARGE, "adders") == "adders"
+    assert costs.route(LARGE, ROUTES) == "adders"
     write(costs.table(*HERE, MEASURED))
     assert choose("f", None, "cuda", ALL) == "reference"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mpt_fast as mpt
+from mpt_fast.kernels.select_topk import apply_threshold
 from mpt_fast.nn import BinaryActivation, MPTConv2d, MPTLinear, TicketLayer, batch_norm
 from mpt_fast.selection import update_masks
 
@@ -287,6 +288,40 @@ def test_copies_are_independent(make: Callable[..., TicketLayer], config: mpt.Ti
         update_masks(twin)
         assert not torch.equal(twin.mask(), layer.mask())
         assert torch.equal(layer(x), want)
+
+
+def test_the_cut_is_handed_on_only_while_it_gives_the_code() -> None:
+    layer = conv(dataclasses.replace(CONFIG, scope="global"))
+
+    def gives_the_code() -> bool:
+        code, *_, cut = layer._selected()
+        if cut is None:
+            return False
+        shown = apply_threshold([layer.weight], [layer.scores], *(t.view(1) for t in cut))
+        assert torch.equal(shown.codes[0], code)
+        return True
+
+    assert gives_the_code()
+    with torch.no_grad():
+        layer.scores.neg_().add_(0.1)
+    assert not gives_the_code()
+    update_masks(layer)
+    assert gives_the_code()
+    with torch.no_grad():
+        layer.weight.neg_()
+    assert not gives_the_code()
+    layer.reset_parameters()
+    assert gives_the_code()
+    assert copy.deepcopy(layer)._selected()[3] is None
+    layer.bfloat16().float()
+    assert not gives_the_code()
+    by_itself = conv(dataclasses.replace(CONFIG, scope="layer"))
+    with torch.no_grad():
+        by_itself.scores.neg_().add_(0.1)
+    code, *_, cut = by_itself._selected()
+    assert cut is not None
+    shown = apply_threshold([by_itself.weight], [by_itself.scores], *(t.view(1) for t in cut))
+    assert torch.equal(shown.codes[0], code)
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

@@ -10,22 +10,31 @@ from kernel_cases import CONV_CASES, PROPERTY, ConvCase, conv_cases, naive_conv2
 from torch import Tensor
 from torch.nn import functional as F
 
+from mpt_fast.kernels import backend as backends
+from mpt_fast.kernels import costs
 from mpt_fast.kernels.backend import BackendError
 from mpt_fast.kernels.masked_conv2d import masked_conv2d, op
-from mpt_fast.kernels.masked_weight import score_gradient, weight_gradient
+from mpt_fast.kernels.masked_weight import Cut, score_gradient, weight_gradient
 
 backend = backend_fixture(op.BACKENDS, every_isa=False)
 
 GAIN = 0.3125  # a power of two times a small integer: products with +-1 sums are exact
+CUT = Cut(torch.tensor(1.0), torch.tensor(0))
+FORMS = ("codes", "scores", "library")
+# Of sums of rounded terms; a product of the library rounds its gradients to its own dtype.
+FORM_TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+needs_triton = pytest.mark.skipif(not backends.triton_available(), reason="Triton is not installed")
 
 
 def ticket(case: ConvCase, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    """(weight, scores, code, gain) of one shape; the code is {-1, 0, +1}."""
+    """(weight, scores, code, gain) of one shape; the code is {-1, 0, +1}, kept by CUT."""
     code = case.weight(torch.int8)
     generator = torch.Generator().manual_seed(case.seed + 2)
     magnitude = torch.rand(code.shape, generator=generator, dtype=dtype) * 2
     weight = torch.where(code == 0, magnitude - 1, magnitude * code)
-    scores = torch.randn(code.shape, generator=generator, dtype=dtype)
+    signs = torch.randn(code.shape, generator=generator, dtype=dtype).sign()
+    size = torch.rand(code.shape, generator=generator, dtype=dtype)
+    scores = signs * (size.clamp(0.01, 0.99) + (code != 0))
     return weight, scores, code, torch.tensor(GAIN)
 
 
@@ -53,14 +62,111 @@ def test_gradients(backend: str, name: str, power: float) -> None:
     check_gradients(CONV_CASES[name], backend, torch.float32, power)
 
 
+@needs_triton
+@pytest.mark.parametrize("dtype", FORM_TOLERANCE, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["3x3 padded", "stride 2", "grouped", "dilated", "no image"])
+def test_every_form_gives_every_gradient(
+    name: str, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpt_fast.kernels.masked_conv2d.routes.ROUTE", form)
+    case = CONV_CASES[name]
+    out, grads, wanted = forward_and_gradients(case, "triton", dtype, 2.0, torch.float32, CUT)
+    dense = F.conv2d(case.floats(dtype).double(), GAIN * case.weight().double(), **case.geometry)
+    assert_close(out, dense.to(dtype), FORM_TOLERANCE[dtype])
+    for got, want in zip(grads, wanted, strict=True):
+        assert_close(got, want.to(got.dtype), 4 * FORM_TOLERANCE[dtype])
+
+
+@needs_triton
+def test_the_cost_table_chooses_the_form_of_each_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mpt_fast.kernels.masked_conv2d import routes, triton
+
+    taken: list[str] = []
+
+    def spy(name: str) -> None:
+        launch = getattr(triton, name)
+
+        def noted(first: Tensor, weight: Any, *rest: Any) -> Any:
+            form = "scores" if isinstance(weight, triton.FromScores) else "codes"
+            taken.append(f"{name.removeprefix('masked_conv2d_')} {form}")
+            return launch(first, weight, *rest)
+
+        monkeypatch.setattr(triton, name, noted)
+
+    for name in ("masked_conv2d_fwd", "masked_conv2d_bwd_x", "masked_conv2d_bwd_weight"):
+        spy(name)
+    case = CONV_CASES["3x3 padded"]
+    x, (weight, scores, code, gain) = case.floats(torch.float32), ticket(case, torch.float32)
+
+    def measured(**fastest: str) -> list[costs.Measured]:
+        return [
+            costs.Measured(
+                routes.case("masked_conv2d", product, x.dtype, 90, code.shape),
+                {f"triton/{name}": 1.0 + (name != first) for name in routes.ROUTES[product]},
+                "measured on a test",
+            )
+            for product, first in fastest.items()
+        ]
+
+    def run(table: list[costs.Measured], cut: Cut | None = CUT) -> list[str]:
+        taken.clear()
+        leaf, trained = x.clone().requires_grad_(), scores.clone().requires_grad_()
+        with costs.supplying(table):
+            out = masked_conv2d(
+                leaf, weight, trained, code, gain, padding=1, backend="triton", cut=cut
+            )
+            out.sum().backward()
+        return list(taken)
+
+    codes = ["fwd codes", "bwd_x codes", "bwd_weight codes"]  # the last reads no weight
+    assert run([]) == codes
+    assert run(measured(forward="codes", dgrad="codes", wgrad="splits")) == codes
+    assert run(measured(forward="scores", dgrad="codes")) == ["fwd scores", *codes[1:]]
+    assert run(measured(dgrad="scores")) == [codes[0], "bwd_x scores", codes[2]]
+    assert run(measured(dgrad="scores"), None) == codes
+    assert run(measured(forward="library", dgrad="scores", wgrad="library")) == ["bwd_x scores"]
+    monkeypatch.setattr(routes, "ROUTE", "scores")
+    with pytest.raises(BackendError, match="route 'scores' needs cut and float32"):
+        run([], None)
+
+
 def check_gradients(case: ConvCase, backend: str, dtype: torch.dtype, power: float) -> None:
+    _, (to_x, to_scores, to_weight), wanted = forward_and_gradients(
+        case, backend, dtype, power, dtype
+    )
+    want_x, want_scores, want_weight = (want.to(dtype) for want in wanted)
+    assert_close(to_x, want_x)
+    assert_close(to_scores, want_scores, 1e-6)
+    # The path through the gain is one sum over the whole layer, whose terms cancel.
+    assert_close(to_weight, want_weight, 4e-6)
+
+
+def forward_and_gradients(
+    case: ConvCase,
+    backend: str,
+    dtype: torch.dtype,
+    power: float,
+    weight_dtype: torch.dtype,
+    cut: Cut | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """(output, gradients to x, scores and weight, the same in float64 by PyTorch)."""
     x = case.floats(dtype).requires_grad_()
-    weight, scores, code, gain = ticket(case, dtype)
+    weight, scores, code, gain = ticket(case, weight_dtype)
     weight.requires_grad_()
     scores.requires_grad_()
     kept = torch.tensor(max(1, int((code != 0).sum())))
     out = masked_conv2d(
-        x, weight, scores, code, gain, **case.geometry, power=power, kept=kept, backend=backend
+        x,
+        weight,
+        scores,
+        code,
+        gain,
+        **case.geometry,
+        power=power,
+        kept=kept,
+        backend=backend,
+        cut=cut,
     )
     upstream = torch.randn(out.shape, dtype=dtype)
     out.backward(upstream)
@@ -71,10 +177,7 @@ def check_gradients(case: ConvCase, backend: str, dtype: torch.dtype, power: flo
     w, s = weight.detach().double(), scores.detach().double()
     of_scores = score_gradient(effective.grad, w, s, power, "reference")
     of_weight = weight_gradient(effective.grad, w, code, gain, kept)
-    assert_close(x.grad, dense_x.grad.to(dtype))
-    assert_close(scores.grad, of_scores.to(dtype), 1e-6)
-    # The path through the gain is one sum over the whole layer, whose terms cancel.
-    assert_close(weight.grad, of_weight.to(dtype), 4e-6)
+    return out, [x.grad, scores.grad, weight.grad], [dense_x.grad, of_scores, of_weight]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +256,28 @@ def test_memory_format_is_kept(backend: str, layout: torch.memory_format) -> Non
     assert scores.grad.is_contiguous(memory_format=layout)
 
 
+@needs_triton
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_operands(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies apart in memory, and an expanded gradient, give what compact tensors give."""
+    monkeypatch.setattr("mpt_fast.kernels.masked_conv2d.routes.ROUTE", form)
+    case = ConvCase(channels_per_group=4)
+    results = []
+    for spread in (False, True):
+        tensors = [case.floats(torch.float32), *ticket(case, torch.float32)[:3]]
+        if spread:
+            tensors = [t.repeat_interleave(2, 3)[..., ::2] for t in tensors]
+            assert not any(t.is_contiguous() for t in tensors)
+        x, weight, scores, code = tensors
+        x, scores = x.detach().requires_grad_(), scores.detach().requires_grad_()
+        out = masked_conv2d(
+            x, weight, scores, code, torch.tensor(GAIN), padding=1, backend="triton", cut=CUT
+        )
+        results.append((out, *torch.autograd.grad(out.sum(), (x, scores))))
+    for compact, spread in zip(*results, strict=True):
+        assert_close(spread, compact)
+
+
 def test_bfloat16_and_autocast(backend: str) -> None:
     case = ConvCase(channels_per_group=16)
     weight, scores, code, gain = ticket(case, torch.float32)
@@ -203,12 +328,12 @@ def test_compiles_without_graph_breaks(backend: str) -> None:
 def test_opcheck(backend: str) -> None:
     for name in ("3x3 padded", "stride 2", "grouped", "1x1", "no image"):
         case = CONV_CASES[name]
-        x, code, gain = case.floats(torch.float32), case.weight(), torch.tensor(GAIN)
+        x, tensors = case.floats(torch.float32), ticket(case, torch.float32)
         geometry = (case.stride, case.padding, case.dilation, case.groups)
         operation = torch.ops.mpt_fast.masked_conv2d.default
-        torch.library.opcheck(operation, (x, code, gain, *geometry, backend))
-        x, code = (t.contiguous(memory_format=torch.channels_last) for t in (x, code))
-        torch.library.opcheck(operation, (x, code, gain, *geometry, backend))
+        torch.library.opcheck(operation, (x, *tensors, *CUT, *geometry, backend))
+        x, *rest = (t.contiguous(memory_format=torch.channels_last) for t in (x, *tensors[:3]))
+        torch.library.opcheck(operation, (x, *rest, tensors[3], None, None, *geometry, backend))
 
 
 def test_bad_operands(backend: str) -> None:
@@ -225,5 +350,16 @@ def test_bad_operands(backend: str) -> None:
         masked_conv2d(x[:, :2], weight, scores, code, gain, backend=backend)
     with pytest.raises(ValueError, match="stride must be one or two integers >= 1"):
         masked_conv2d(x, weight, scores, code, gain, stride=0, backend=backend)
+    for position, name in enumerate(("weight", "scores", "code", "gain")):
+        elsewhere = [t.to("meta") if i == position else t for i, t in enumerate(ticket(case))]
+        with pytest.raises(ValueError, match=rf"^masked_conv2d: {name} is on meta, .* on cpu; mo"):
+            masked_conv2d(x, *elsewhere, backend=backend)
+    lost = Cut(CUT.threshold.to("meta"), CUT.tie_limit)
+    with pytest.raises(ValueError, match=r"masked_conv2d: cut\.threshold is on meta"):
+        masked_conv2d(x, weight, scores, code, gain, backend=backend, cut=lost)
+    with pytest.raises(ValueError, match="masked_conv2d: code must be int8, got float64"):
+        masked_conv2d(x, weight, scores, code.double(), gain, backend=backend)
+    with pytest.raises(ValueError, match=r"masked_conv2d: gain must have shape \(\), got \(4,\)"):
+        masked_conv2d(x, weight, scores, code, gain.expand(4), backend=backend)
     with pytest.raises(BackendError, match="unknown backend 'mkl'"):
         masked_conv2d(x, weight, scores, code, gain, backend="mkl")
