@@ -8,7 +8,15 @@ from typing import Any
 
 from mpt_fast.report import plots, text
 from mpt_fast.report.document import Block, Figure, Figures, Table
-from mpt_fast.report.studies import Part, Renderer, Results, Run, accuracy, mean_spread, points
+from mpt_fast.report.study_results import (
+    Part,
+    Renderer,
+    Results,
+    Run,
+    accuracy,
+    mean_spread,
+    points,
+)
 
 _LINE_ROLES = ("dense", "float", "binary", "bound")
 PAPER_TIMES = {1.0: (24.3, 21.5), 2.0: (25.4, 22.3), 3.0: (26.8, 24.5)}

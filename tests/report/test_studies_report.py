@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpt_fast.report import studies
+from mpt_fast.report import studies, study_results
 from mpt_fast.report.document import Code, Document, Gallery, Paragraph, Section, Table
 from mpt_fast.report.markdown import markdown
 from mpt_fast.report.study_parts import RENDERERS
@@ -22,7 +22,7 @@ def declared(name: str) -> dict[str, Any]:
 
 def stored(folder: Path, name: str, runs: list[dict[str, Any]], planned: int = 0) -> None:
     page = {
-        "schema": studies.SCHEMA,
+        "schema": study_results.SCHEMA,
         "name": name,
         "command": f"python -m benchmarks.studies {name}",
         "declared": declared(name),
