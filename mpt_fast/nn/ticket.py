@@ -182,9 +182,9 @@ class TicketLayer(nn.Module):
 
     def _origin(self) -> tuple[int, ...] | None:
         """Which scores and weight these are, as far as they were not changed behind autograd."""
-        if torch.compiler.is_compiling():
-            return None
         pair = (self.scores, self.weight)
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in pair):
+            return None  # such tensors count no versions
         return tuple(number for tensor in pair for number in (id(tensor), tensor._version))
 
     def _selected(self) -> tuple[Tensor, Tensor, Tensor, Cut | None]:

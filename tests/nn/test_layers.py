@@ -559,3 +559,16 @@ def test_binary_activation_module() -> None:
     out.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_layer_made_in_inference_mode_runs(scope: str) -> None:
+    """Its tensors count no versions, so nothing can be told by those."""
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        made = mpt.MPTConv2d(3, 4, 3, config=mpt.TicketConfig(sparsity=0.5, scope=scope))
+        x = torch.randn(2, 3, 6, 6)
+        y = made(x)
+    torch.manual_seed(0)
+    layer = mpt.MPTConv2d(3, 4, 3, config=mpt.TicketConfig(sparsity=0.5, scope=scope))
+    torch.testing.assert_close(y.clone(), layer(x.clone()).detach())
