@@ -77,3 +77,19 @@ def points(values: Sequence[float], sign: bool = True) -> str:
     mean, spread = mean_spread(values)
     shown = f"{100 * mean:+.2f}" if sign else f"{100 * mean:.2f}"
     return f"{shown} ± {100 * spread:.2f}" if len(values) > 1 else f"{shown} (one seed)"
+
+
+def _accuracy(run: Run) -> float:
+    return float(run["accuracy"])
+
+
+def paired(
+    first: Sequence[Run], second: Sequence[Run], value: Callable[[Run], float] = _accuracy
+) -> list[float]:
+    """Differences, first minus second, seed by seed."""
+    other = {run["settings"]["seed"]: value(run) for run in second}
+    return [
+        value(run) - other[run["settings"]["seed"]]
+        for run in first
+        if run["settings"]["seed"] in other
+    ]

@@ -1,5 +1,6 @@
 """Programs run: the engine and the PyTorch reference against loops over single numbers."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,27 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-P", "-c", script, str(tmp_path / "net.mpt")], check=True, timeout=60
     )
+
+
+def test_a_loaded_model_keeps_what_it_runs(tmp_path: Path) -> None:
+    """No taps beside the engine's; asked for, they come from the bytes that were loaded."""
+
+    def taps() -> int:
+        gc.collect()
+        return sum(type(thing) is runtime.Taps for thing in gc.get_objects())
+
+    path = tmp_path / "network.mpt"
+    runtime.write_program(every_step(), path)
+    before = taps()
+    model = runtime.load(path)
+    assert taps() == before
+    path.unlink()
+    held = model.program
+    assert taps() > before
+    expected = every_step()
+    for step, other in zip(held.steps, expected.steps, strict=True):
+        if hasattr(other, "taps"):
+            np.testing.assert_array_equal(step.taps.index, other.taps.index)
+    assert model.size_report().kept == runtime.Model(expected).size_report().kept
+    x = np.random.default_rng(0).normal(size=(2, *model.input_shape))
+    np.testing.assert_array_equal(model(x), runtime.Model(expected)(x))  # compiled for float64

@@ -225,6 +225,15 @@ def test_layers_whose_pixels_are_vectors(kind: str, isa: str, layer: dict[str, A
     return net.check(y, (65, 513), exact=True)
 
 
+@pytest.mark.parametrize("layer", [{}, {"kernel": 5, "padding": 2}, {"stride": 2}, {"padding": 3}])
+@pytest.mark.parametrize("side", [6, 160])
+@pytest.mark.parametrize("isa", ISAS)
+def test_real_layers_of_small_and_large_maps(isa: str, side: int, layer: dict[str, Any]) -> None:
+    """Pixels in the lanes stage small maps once per column of a kernel, and large ones once."""
+    net = Net((40, side, side + 1), isa)
+    net.check(net.conv(0, 3, density=0.02, mode="relu", **layer), (1, 3))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_first_layer_with_sign_is_exact(isa: str) -> None:
     net = Net((3, 7, 9), isa)
