@@ -167,12 +167,13 @@ void bind_program(py::module_& m) {
         arg("isa"), "64-bit words per vector of the bit-sliced kernels.");
     py::class_<Program> program(m, "Program", "A packed network: steps over values (see step.h).");
     program.def(py::init([](int64_t channels, int64_t height, int64_t width, const std::string& isa,
-                            const std::string& input_kind, const std::string& layout) {
+                            const std::string& input_kind, const std::string& layout, bool code) {
                     return std::make_unique<Program>(Shape{channels, height, width}, isa,
-                                                     kind_from(input_kind), layout_from(layout));
+                                                     kind_from(input_kind), layout_from(layout),
+                                                     code);
                 }),
                 arg("channels"), arg("height"), arg("width"), arg("isa") = "auto",
-                arg("input_kind") = "f32", arg("layout") = "auto");
+                arg("input_kind") = "f32", arg("layout") = "auto", arg("code") = true);
     bind_steps(program);
     program.def("finish", &Program::finish, arg("output"))
         .def(

@@ -4,6 +4,7 @@
 #include "bitsliced_conv2d/cpu_kernel.h"
 #include "bitsliced_conv2d/cpu_sums_kernel.h"
 #include "cpu/pointwise_kernel.h"
+#include "sparse_conv2d/cpu_code_kernel.h"
 #include "sparse_conv2d/cpu_levels_kernel.h"
 
 #define MPT_TEXT_OF(name) #name
@@ -25,6 +26,8 @@ const KernelTable& kernels() {
         bit_conv_sums,
         bit_conv_pair,
         real_conv,
+        kFinishCode,
+        drain_levels,
         combine,
         pool};
     return table;

@@ -12,7 +12,8 @@ const PixelKernels& pixel_kernels() {
     static constexpr PixelKernels table = {
         kTileVectors, MPT_VECTOR_BYTES, Plane<Block::kSmall>::kLists,
         tap_planes,   stage_planes,     pair_signs,
-        pixel_bit_conv, narrow,         pixel_real_conv};
+        pixel_bit_conv, narrow,         finish_pixel_code,
+        drain_levels,   pixel_real_conv};
     return table;
 }
 

@@ -42,8 +42,6 @@ struct BitPixelTask {
 // y * pitch + x, so that a tap is one distance for all lanes.
 struct RealPixelTask {
     const char* stage;
-    // Of levels: those of -1 and then those of +1 of each run. Of reals: all of a run in the order of their
-    // sum, as `positive`; of signs, the lowest bit of an offset says that it is -1.
     const int32_t* offsets;
     const void* weights;  // of the stage's kind, or null for sign-only taps
     const RealRun* runs;  // [blocks][channels]
@@ -136,6 +134,12 @@ struct PixelKernels {
     void (*bit_conv)(const BitPixelTask&, int64_t begin, int64_t end);  // output channels
     // Rounds to float; gives the largest magnitude, or a NaN where a value is not a float.
     float (*narrow)(const double* from, int64_t count, float* to);
+    // What follows `lanes` sums of channel `o`, from lane `first` on, that code made from the taps has
+    // computed; wide: what was drained from them, or null.
+    void (*finish_code)(const RealPixelTask&, int64_t o, int64_t first, int64_t lanes,
+                        const char* sums, const char* wide);
+    // As in KernelTable.
+    void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much
     void (*real_conv)(const RealPixelTask&, int64_t begin, int64_t end, void* scratch);
 };

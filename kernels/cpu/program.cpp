@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/machine_code.h"
+
 namespace mpt {
 namespace {
 
@@ -76,8 +78,9 @@ Geometry geometry_of(const Layout& input, const ConvShape& shape) {
 
 }  // namespace
 
-Program::Program(Shape input, const std::string& isa, Kind input_kind, LaneLayout lane_layout)
-    : kernels_(kernels_for(isa)), lane_layout_(lane_layout) {
+Program::Program(Shape input, const std::string& isa, Kind input_kind, LaneLayout lane_layout,
+                 bool code)
+    : kernels_(kernels_for(isa)), lane_layout_(lane_layout), code_(code) {
     check_shape(input, "input");
     if (input_kind != Kind::kF32 && input_kind != Kind::kF64)
         fail("input_kind must be 'f32' or 'f64'");
@@ -257,6 +260,8 @@ void Program::finish(int output) {
     join_sums();
     join_pools();
     overwrite_residuals();
+    if (makes_code())
+        for (Value& value : values_) value.layout.by_pixels = true;
     for (const auto& step : steps_) step->prepare(values_);
     for (const auto& step : joined_) step->prepare(values_);
     plan_buffers();
@@ -266,8 +271,9 @@ void Program::finish(int output) {
 void Program::plan_buffers() {
     const auto flat = [&](int v) {  // its pixels lie channel by channel
         const Layout& layout = values_[v].layout;
+        const bool by_channels = layout.kind != Kind::kBits && !layout.by_pixels;
         return layout.border_h == 0 && layout.border_w == 0 &&
-               (layout.kind != Kind::kBits || layout.shape.height * layout.shape.width == 1);
+               (by_channels || layout.shape.height * layout.shape.width == 1);
     };
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;
@@ -351,6 +357,21 @@ std::vector<std::string> Program::pixel_names(int64_t images) const {
     for (size_t s = 0; s < steps_.size(); ++s)
         names.push_back(steps_[s]->pixel_name(context, int(s) + 1));
     return names;
+}
+
+// True of networks of floats or levels alone, where the processor and the system let their
+// convolutions be made into code.
+bool Program::makes_code() const {
+    if (!code_ || !kernels_.finish_code || !can_run_code()) return false;
+    for (Kind kind : {Kind::kBits, Kind::kShorts, Kind::kSums, Kind::kF64})
+        if (any_of_kind(kind)) return false;
+    return std::all_of(steps_.begin(), steps_.end(), [&](const auto& step) {
+        const auto* conv = dynamic_cast<const RealConvStep*>(step.get());
+        if (!conv || conv->sources().size() == 1) return true;
+        const Kind own = values_[conv->sources()[0]].layout.kind;
+        const Kind other = values_[conv->sources()[1]].layout.kind;
+        return is_levels(own) == is_levels(other);
+    });
 }
 
 bool Program::any_of_kind(Kind kind) const {

@@ -23,8 +23,9 @@ enum class LaneLayout { kAuto, kImages, kPixels, kSliced, kLookups, kWords };
 // throws std::invalid_argument on inconsistent input; after a throw the program is unchanged.
 class Program {
    public:
+    // `code`: convolutions of networks of floats or levels may be made into code, where that is possible.
     Program(Shape input, const std::string& isa, Kind input_kind,
-            LaneLayout lane_layout = LaneLayout::kAuto);
+            LaneLayout lane_layout = LaneLayout::kAuto, bool code = true);
 
     int conv(int source, const Taps& taps, const ConvShape& shape);
     int conv_sign(int source, const Taps& taps, const ConvShape& shape,
@@ -81,6 +82,7 @@ class Program {
     int64_t bytes_for(int64_t images, int64_t threads) const;
     void check_levels(const Taps& taps, const Geometry& geometry, const Affine& affine,
                       int residual, Kind kind) const;
+    bool makes_code() const;
     bool any_of_kind(Kind kind) const;
     bool levels() const;
     void choose_lanes();
@@ -100,6 +102,7 @@ class Program {
 
     const KernelTable& kernels_;
     const LaneLayout lane_layout_;
+    const bool code_;
     std::vector<Value> values_;
     std::vector<std::unique_ptr<Step>> steps_;
     // With images in the lanes, from finish() on: the step that makes value i + 1, of those above or

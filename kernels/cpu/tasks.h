@@ -23,7 +23,8 @@ constexpr int64_t kGroup = 16;
 // [H + 2*border][W + 2*border][C + 1][words] of whole_vectors: what the taps of an output read lies
 // close together, and the last channel holds zeros. Levels are
 // [C][H + 2*border][W + 2*border][lanes]; all other kinds are
-// [lanes/16][C][H + 2*border][W + 2*border][16]. `origin` is pixel (0, 0) of channel 0, inside the
+// [lanes/16][C][H + 2*border][W + 2*border][16]. Of either, C comes behind W where code made from the taps
+// reads them. `origin` is pixel (0, 0) of channel 0, inside the
 // border, and the border holds zeros.
 struct View {
     char* origin;
@@ -32,6 +33,7 @@ struct View {
     int64_t pixel_bytes, row_bytes, channel_bytes;
     int64_t group_bytes;  // between groups of 16 lanes; within the pixel for bits and levels
     Kind kind;
+    bool by_pixels;  // reals and levels whose channels lie side by side
 };
 
 enum class Operation : int32_t { kNone, kRelu, kSign };
@@ -108,10 +110,12 @@ struct BitPairTask {
     const double* formula;      // per channel scale1, shift1, scale2, shift2
 };
 
-// Taps of one output channel inside one block of input channels.
+// Taps of one output channel inside one block of input channels. Of levels those of -1 and then those
+// of +1; of reals all in their order, counted as positive, where the lowest bit of an offset says that
+// the tap is -1.
 struct RealRun {
     int64_t first;
-    int32_t negative, positive;  // sign-only taps; float taps: negative = 0, positive = count
+    int32_t negative, positive;
 };
 
 // Of a tile's 16-bit sums into 32-bit ones: they stay, are the first there, or are added.
@@ -159,6 +163,19 @@ struct RealConvTask {
     const Drain* drains;
     const uint8_t* drained;  // [channels]: true if any of them is not kNone
     float low_level, high_level;  // the result's range
+    // Code made from the taps, null otherwise: [O][4], scale, shift and those of the residual.
+    const float* scales;
+};
+
+// Sums of some pixels of a row and some channels, as code made from the taps leaves them: 64 bytes each,
+// the channels of a pixel side by side.
+struct CodeSums {
+    const char* sums;
+    const char* wide;    // of levels: what was drained from them, 128 bytes each, or null
+    const uint8_t* drained;  // [channels]: whether `wide` counts
+    int64_t row_bytes;   // of `sums`: to the next row, which a pool of 2x2 needs
+    int64_t channels;    // from `first` on
+    int64_t first;
 };
 
 struct CombineTask {
@@ -196,6 +213,11 @@ struct KernelTable {
     // to a group and three times the scratch.
     void (*real_conv)(const RealConvTask&, int64_t group, int64_t row, int64_t begin, int64_t end,
                       void* scratch);
+    // What follows the sums of one row (pooled: of two rows from `row` on) that code made from the taps
+    // has computed, to the output. Null where no code is made.
+    void (*finish_code)(const RealConvTask&, const CodeSums&, int64_t group, int64_t row);
+    // `count` sums of 16 bits, a multiple of 32, into those of 32 bits.
+    void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     void (*combine)(const CombineTask&, int64_t group, int64_t channel, int64_t row, int64_t end);
     // Bits to bits: all channels, whatever group and channel are.
     void (*pool)(const PoolTask&, int64_t group, int64_t channel, int64_t row, int64_t end);

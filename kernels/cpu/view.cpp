@@ -79,7 +79,7 @@ int64_t Layout::bytes(int64_t lanes) const {
     return (padded_elements() * lanes * bits / 8 + 63) / 64 * 64;
 }
 
-View Layout::view(char* data, int64_t lanes, bool by_pixels) const {
+View Layout::view(char* data, int64_t lanes, bool bits_by_pixels) const {
     View v;
     v.kind = kind;
     v.channels = shape.channels;
@@ -91,16 +91,22 @@ View Layout::view(char* data, int64_t lanes, bool by_pixels) const {
                     : is_levels(kind)   ? lanes * lane_bytes(kind)
                                         : kGroup * lane_bytes(kind);
     const int64_t width = shape.width + 2 * border_w, element = v.pixel_bytes;
-    v.row_bytes = element * width;
-    v.channel_bytes = v.row_bytes * (shape.height + 2 * border_h);
-    if (kind == Kind::kBits) {
-        v.row_bytes *= shape.channels + 1;
-        v.channel_bytes = by_pixels ? element : element * width;
-        v.pixel_bytes = by_pixels ? element * (shape.channels + 1) : element;
+    const int64_t channels = shape.channels + (kind == Kind::kBits ? 1 : 0);
+    if (kind == Kind::kBits ? bits_by_pixels : by_pixels) {
+        v.channel_bytes = element;
+        v.pixel_bytes = element * channels;
+        v.row_bytes = v.pixel_bytes * width;
+    } else if (kind == Kind::kBits) {
+        v.channel_bytes = element * width;
+        v.row_bytes = v.channel_bytes * channels;
+    } else {
+        v.row_bytes = element * width;
+        v.channel_bytes = v.row_bytes * (shape.height + 2 * border_h);
     }
+    v.by_pixels = by_pixels;
     v.group_bytes = kind == Kind::kBits ? kGroup / 8
                     : is_levels(kind)   ? kGroup * lane_bytes(kind)
-                                        : v.channel_bytes * shape.channels;
+                                        : element * padded_elements();
     v.origin = data + border_h * v.row_bytes + border_w * v.pixel_bytes;
     return v;
 }
@@ -137,13 +143,14 @@ void zero_border(const View& view, int64_t group, int64_t c) {
         return;
     }
     if (view.border_h == 0 && view.border_w == 0) return;
+    if (view.by_pixels && c > 0) return;
     char* start = view.origin + c * view.channel_bytes - view.border_h * view.row_bytes -
                   view.border_w * view.pixel_bytes;
     if (!whole_pixels(view.kind)) start += group * view.group_bytes;
     const size_t rows = size_t(view.border_h * view.row_bytes);
     const size_t side = size_t(view.border_w * view.pixel_bytes);
     std::memset(start, 0, rows);
-    std::memset(start + view.channel_bytes - rows, 0, rows);
+    std::memset(start + rows + view.height * view.row_bytes, 0, rows);
     for (int64_t y = 0; y < view.height && side > 0; ++y) {
         char* row = start + rows + y * view.row_bytes;
         std::memset(row, 0, side);
@@ -179,7 +186,12 @@ static void load_lanes(const From* images, int64_t count, const View& view, int6
             for (int64_t lane = 0; lane < count; ++lane)
                 for (int64_t i = 0; i < run; ++i)
                     lanes[i][lane] = convert(in[lane * stride + x + i]);
-            std::memcpy(row + x * view.pixel_bytes, lanes, size_t(run * view.pixel_bytes));
+            if (view.pixel_bytes == int64_t(sizeof lanes[0])) {
+                std::memcpy(row + x * view.pixel_bytes, lanes, size_t(run) * sizeof lanes[0]);
+                continue;
+            }
+            for (int64_t i = 0; i < run; ++i)
+                std::memcpy(row + (x + i) * view.pixel_bytes, lanes[i], sizeof lanes[i]);
         }
     }
 }

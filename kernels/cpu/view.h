@@ -19,11 +19,12 @@ struct Layout {
     Kind kind;
     Shape shape;
     int64_t border_h = 0, border_w = 0;
+    bool by_pixels = false;  // of reals and levels: the channels of a pixel side by side, see View
 
     int64_t padded_elements() const;
     int64_t bytes(int64_t lanes) const;
-    // by_pixels: of bits whose lanes fill a vector, see View.
-    View view(char* data, int64_t lanes, bool by_pixels = false) const;
+    // bits_by_pixels: of bits whose lanes fill a vector, see View.
+    View view(char* data, int64_t lanes, bool bits_by_pixels = false) const;
 };
 
 const char* kind_name(Kind kind);
@@ -47,8 +48,8 @@ static inline constexpr bool whole_pixels(Kind kind) { return kind == Kind::kBit
 View band_view(char* data, const View& like, int64_t rows, int64_t channels, int64_t first_row,
                int64_t first_channel);
 
-// Writes zeros around channel `c` of one group (whole_pixels: of all lanes; bits: around all channels
-// with channel 0, and into the zero channel).
+// Writes zeros around channel `c` of one group (whole_pixels: of all lanes; bits, and where the channels
+// of a pixel lie side by side: around all channels with channel 0; bits: and into the zero channel).
 void zero_border(const View& view, int64_t group, int64_t c);
 
 // Channel c of `count` <= 16 images, image `first` on, into one group; unused lanes become zero.

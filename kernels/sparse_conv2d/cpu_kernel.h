@@ -1,7 +1,9 @@
 // Sparse convolution: the images of a pixel in the lanes, a tile of output pixels in registers, one
 // load and one add (or multiply-add) per kept tap. Products and sums are rounded separately, and
-// every instruction set adds in the same order: all give the same bits.
+// reals are added in the order of the taps everywhere: all kernels give the same bits.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu/lanes.h"
 
@@ -83,13 +85,25 @@ struct Tile {
     }
 };
 
+// -1 and 1 of an offset's lowest bit.
+template <class T>
+constexpr T kSigns[2] = {1, -1};
+
 template <class T, bool SIGNS, bool UNIT, class Sums>
 MPT_INLINE void add_run(const RealConvTask& t, const RealRun& run, const char* input,
                         int64_t row_step, Sums& tile) {
     typedef typename Vector<T>::type V;
     const int64_t pixel_step = UNIT ? kPixelBytes<T> : t.in_pixel_step;
     const int32_t* tap = t.offsets + run.first;
-    if constexpr (SIGNS) {
+    if constexpr (SIGNS && std::is_floating_point_v<T>) {
+        for (const int32_t* end = tap + run.positive; tap != end; ++tap) {
+            const V sign = V{} + kSigns<T>[*tap & 1];
+            tile.each(input + (*tap & ~1), row_step, pixel_step,
+                      [=](V& sum, const char* at) __attribute__((always_inline)) {
+                          sum = add_signed(sum, load<V>(at), sign);
+                      });
+        }
+    } else if constexpr (SIGNS) {
         for (const int32_t* end = tap + run.negative; tap != end; ++tap)
             tile.each(input + *tap, row_step, pixel_step,
                       [](V& sum, const char* at)
@@ -142,12 +156,11 @@ static __attribute__((noinline)) uint16_t exact_signs(const RealConvTask& t, con
     for (int64_t block = 0; block < t.blocks; ++block) {
         const RealRun& run = t.runs[block * t.output.channels + o];
         const int32_t* tap = t.offsets + run.first;
-        for (int32_t i = 0; i < run.negative + run.positive; ++i) {
+        for (int32_t i = 0; i < run.positive; ++i) {
             F64 lanes[kVectors<double>];
-            load_group<double, Kind::kF32>(input + tap[i], lanes);
-            const double weight = t.exact_weights     ? t.exact_weights[run.first + i]
-                                  : i < run.negative ? -1.0
-                                                     : 1.0;
+            load_group<double, Kind::kF32>(input + (tap[i] & ~1), lanes);
+            const double weight =
+                t.exact_weights ? t.exact_weights[run.first + i] : kSigns<double>[tap[i] & 1];
             for (int v = 0; v < kVectors<double>; ++v) sums[v] += lanes[v] * weight;
         }
     }

@@ -78,6 +78,7 @@ RealConv::RealConv(const Geometry& geometry, const Taps& taps, Affine affine)
 }
 
 void RealConv::prepare(const Layout& layout) {
+    if (layout.by_pixels) return prepare_code(layout);
     const View input = layout.view(nullptr, lanes_of(layout.kind));
     if (filtered_) filter_ = SignFilter(taps_, affine_, geometry_.output.channels);
     if (filtered_ && !taps_.signs_only) order_taps(input, &weights_f64_);
@@ -143,13 +144,14 @@ void plan_drains(const std::vector<RealRun>& runs, int64_t outputs, std::vector<
     }
 }
 
-// Taps by block of input channels, then output channel, then sign.
+// Taps by block of input channels, then output channel; of levels then by sign.
 template <class T>
 void RealConv::order_taps(const View& input, std::vector<T>* weights) {
     const Geometry& g = geometry_;
     const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
     int64_t block = block_channels(g, int64_t(taps_.index.size()), input.pixel_bytes);
-    if (is_levels(input.kind)) block = level_block(block);
+    const bool levels = is_levels(input.kind);
+    if (levels) block = level_block(block);
     blocks_ = (g.group_channels + block - 1) / block;
     runs_.assign(size_t(blocks_ * outputs), RealRun{0, 0, 0});
     offsets_.clear();
@@ -167,7 +169,8 @@ void RealConv::order_taps(const View& input, std::vector<T>* weights) {
             const int64_t base = o / g.outputs_per_group() * g.group_channels;
             for (int sign : {-1, 1})
                 for (int64_t i = begin; i < end; ++i) {
-                    if (taps_.signs_only ? taps_.sign[i] != sign : sign < 0) continue;
+                    const bool negative = taps_.signs_only && taps_.sign[i] < 0;
+                    if (levels ? negative != (sign < 0) : sign < 0) continue;
                     const int64_t tap = taps_.index[i];
                     const int64_t bytes =
                         (base + tap / area) * input.channel_bytes +
@@ -176,7 +179,7 @@ void RealConv::order_taps(const View& input, std::vector<T>* weights) {
                     if (bytes > std::numeric_limits<int32_t>::max())
                         fail("the input of a sparse convolution is larger than 2 GiB per block of " +
                              std::to_string(lanes_of(input.kind)) + " images");
-                    offsets_.push_back(int32_t(bytes));
+                    offsets_.push_back(int32_t(bytes) | int32_t(negative && !levels));
                     if (!taps_.signs_only) weights->push_back(T(taps_.weight[i]));
                     ++(sign < 0 ? run.negative : run.positive);
                 }
@@ -184,8 +187,8 @@ void RealConv::order_taps(const View& input, std::vector<T>* weights) {
     if (!taps_.signs_only && weights->empty()) weights->push_back(0);  // marks float taps
 }
 
-void RealConv::run(const KernelTable& kernels, const View& input, const View& output,
-                   const View& residual, int64_t active, int64_t threads, bool pooled) const {
+RealConvTask RealConv::task(const View& input, const View& output, const View& residual,
+                            bool pooled) const {
     const Geometry& g = geometry_;
     RealConvTask t = {};
     t.pooled = pooled;
@@ -209,15 +212,23 @@ void RealConv::run(const KernelTable& kernels, const View& input, const View& ou
     t.in_row_step = g.stride[0] * input.row_bytes;
     t.in_pixel_step = g.stride[1] * input.pixel_bytes;
     t.operation = affine_.operation;
-    const bool levels = is_levels(input.kind);
-    if (levels) {
+    if (is_levels(input.kind)) {
         const LevelRange range = level_range(output.kind, affine_.operation);
         t.low_level = range.low;
         t.high_level = range.high;
         t.drains = drains_.data();
         t.drained = drained_.data();
-        active = (active * kGroup + kLevelLanes - 1) / kLevelLanes;
     }
+    return t;
+}
+
+void RealConv::run(const KernelTable& kernels, const View& input, const View& output,
+                   const View& residual, int64_t active, int64_t threads, bool pooled) const {
+    const Geometry& g = geometry_;
+    RealConvTask t = task(input, output, residual, pooled);
+    const bool levels = is_levels(input.kind);
+    if (levels) active = (active * kGroup + kLevelLanes - 1) / kLevelLanes;
+    if (input.by_pixels) return run_code(kernels, t, active, threads);
 
     SignLimits limits;
     if (filtered_) {

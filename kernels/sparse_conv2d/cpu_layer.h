@@ -1,10 +1,13 @@
 // A sparse convolution of real values prepared once for one input layout.
 #pragma once
 
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cpu/geometry.h"
 #include "cpu/tasks.h"
+#include "sparse_conv2d/cpu_code.h"
 #include "sparse_conv2d/cpu_sign_limits.h"
 
 namespace mpt {
@@ -25,7 +28,8 @@ class RealConv {
     // `input` is the layout (kind f32, f64, or u8 or i8 with taps of signs only and a scale) of every
     // input that run() will see.
     RealConv(const Geometry& geometry, const Taps& taps, Affine affine);
-    // Once. Of float inputs, taps() is empty from then on.
+    // Once. Of float inputs, and of those by pixels, taps() is empty from then on. Inputs by pixels are
+    // for code made from the taps, others for kernels that read lists of them.
     void prepare(const Layout& input);
 
     // Before prepare(): signs of float inputs, decided as in double (the inputs, taps, scale and
@@ -46,6 +50,12 @@ class RealConv {
     void order_taps(const View& input, std::vector<T>* weights);
     int64_t most_of_a_sign() const;  // taps of one output channel
     int64_t level_block(int64_t block) const;
+    void prepare_code(const Layout& input);
+    RealConvTask task(const View& input, const View& output, const View& residual,
+                      bool pooled) const;
+    const TapCode& code() const;  // made for the first batch with images in the lanes
+    void run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
+                  int64_t threads) const;
 
     Geometry geometry_;
     Taps taps_;
@@ -59,6 +69,13 @@ class RealConv {
     std::vector<double> weights_f64_;
     std::vector<Drain> drains_;  // of levels, as in RealConvTask
     std::vector<uint8_t> drained_;
+
+    // Of an input by pixels, instead of the lists.
+    CompactTaps compact_;
+    CodeShape code_shape_ = {};
+    std::vector<float> scales_;  // as in RealConvTask
+    mutable std::once_flag code_made_;
+    mutable std::unique_ptr<const TapCode> code_;
 };
 
 }  // namespace mpt

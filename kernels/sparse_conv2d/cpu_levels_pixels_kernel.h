@@ -118,6 +118,15 @@ MPT_INLINE PixelTileFunction level_pixel_tile_for(int64_t halves) {
     return halves == 1 ? &level_pixel_tile<HalfLevels, 1> : functions[(halves - 1) / 2];
 }
 
+static void finish_pixel_code(const RealPixelTask& t, int64_t o, int64_t first, int64_t lanes,
+                              const char* sums, const char* wide) {
+    const PixelTile tile = {0, first, 1, lanes};
+    if (is_levels(t.kind))
+        finish_level_pixel_tile(t, o, tile, sums, wide);
+    else
+        finish_pixel_tile<float>(t, o, tile, reinterpret_cast<const float*>(sums));
+}
+
 static void pixel_real_conv(const RealPixelTask& t, int64_t begin, int64_t end, void* scratch) {
     const auto run = [&](int64_t lanes, const auto& function) __attribute__((always_inline)) {
         each_pixel_tile(t, lanes, [&](const PixelTile& tile, int64_t vectors) {

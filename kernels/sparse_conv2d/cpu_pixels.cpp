@@ -18,6 +18,7 @@ constexpr int64_t kShiftedColumns = 3, kShiftedBytes = 8 << 20;
 constexpr int64_t kTileBytes = 12 * 64;  // of the sums of the largest tile
 constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
 constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
+constexpr int64_t kBandBytes = 256 * 1024;  // of sums of code on their way from block to block
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -76,12 +77,30 @@ RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* 
     if (g.input.channels * std::max(grid_.channel(), kGroup) * size >
         std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per image");
-    // The layer's taps in its own order, from their distances in the other layout.
-    const View view = input.view(nullptr, lanes_of(kind_));
     points_ = g.input.height == 1 && g.input.width == 1 && g.output.height == 1 &&
               g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1;
+    if (!input.by_pixels) {
+        make_lists(conv, input);
+    } else if (grid_.by_column && fused_ && !points_) {
+        make_code();
+    } else {
+        Layout apart = input;
+        apart.by_pixels = false;
+        RealConv listed(g, conv.compact_.expanded(), affine);
+        listed.prepare(apart);
+        make_lists(listed, apart);
+    }
+}
+
+// The layer's taps in its own order, from their distances in the other layout.
+void RealPixels::make_lists(const RealConv& conv, const Layout& input) {
+    const Geometry& g = conv.geometry_;
+    const Affine& affine = conv.affine_;
+    const View view = input.view(nullptr, lanes_of(kind_));
+    const int64_t size = element_bytes(kind_);
     std::vector<int32_t> offsets;
-    for (const int64_t bytes : conv.offsets_) {
+    for (const int32_t offset : conv.offsets_) {
+        const int64_t bytes = offset & ~1;
         const int64_t c = bytes / view.channel_bytes;
         const int64_t y = bytes % view.channel_bytes / view.row_bytes;
         const int64_t x = bytes % view.row_bytes / view.pixel_bytes;
@@ -89,16 +108,36 @@ RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* 
                              (grid_.by_column ? x / g.dilation[1] : x % g.stride[1]);
         const int64_t at = part * grid_.part + y / g.stride[0] * grid_.columns +
                            (grid_.by_column ? 0 : x / g.stride[1]);
-        offsets.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size));
+        offsets.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size) |
+                          (offset & 1));
     }
-    is_levels(kind_) ? list_levels(offsets) : list_reals(offsets);
-    if (kind_ != Kind::kF64 || affine.operation != Operation::kSign || residual ||
-        affine.scale.empty() || points_)
+    is_levels(kind_) ? list_levels(conv, offsets) : list_reals(conv, offsets);
+    if (kind_ != Kind::kF64 || affine.operation != Operation::kSign ||
+        !affine.residual_scale.empty() || affine.scale.empty() || points_)
         return;
     filter_ = std::make_unique<SignFilter>(conv.taps_, affine, g.output.channels);
     for (const int32_t offset : offsets_)
         float_offsets_.push_back((offset & ~1) / 2 | (offset & 1));
     float_weights_.assign(weights_f64_.begin(), weights_f64_.end());
+}
+
+void RealPixels::make_code() {
+    const Geometry& g = conv_.geometry_;
+    const int64_t size = element_bytes(kind_), lanes = g.output.height * g.output.width;
+    vector_bytes_ = lanes * size <= 32 ? 32 : 64;
+    vectors_ = (lanes * size + vector_bytes_ - 1) / vector_bytes_;
+    CodeShape shape = conv_.code_shape_;
+    shape.vector_bytes = int(vector_bytes_);
+    shape.channel_bytes = grid_.channel() * size;
+    shape.positions.clear();
+    for (int64_t y = 0; y < g.kernel_h; ++y)
+        for (int64_t x = 0; x < g.kernel_w; ++x) {
+            const int64_t row = y * g.dilation[0];
+            const int64_t part = row % g.stride[0] * grid_.parts_w + x;
+            shape.positions.push_back(
+                (part * grid_.part + row / g.stride[0] * grid_.columns) * size);
+        }
+    code_ = std::make_unique<const TapCode>(g, conv_.compact_, shape);
 }
 
 // The part of an input channel under a tile.
@@ -113,18 +152,18 @@ int64_t RealPixels::slice_bytes() const {
 
 // Integers may be added in any order: where the L1 cache holds the input, in blocks of as many taps as
 // 16 bits hold the sum of, which all channels but their last have alike; else in blocks of channels.
-void RealPixels::list_levels(const std::vector<int32_t>& offsets) {
-    const Geometry& g = conv_.geometry_;
-    const Taps& taps = conv_.taps_;
+void RealPixels::list_levels(const RealConv& conv, const std::vector<int32_t>& offsets) {
+    const Geometry& g = conv.geometry_;
+    const Taps& taps = conv.taps_;
     const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
     const int64_t most = std::max<int64_t>(1, kInputBudget / slice_bytes());
     const bool whole = most >= g.group_channels;
     int64_t channels = 0;
     if (whole) {
-        blocks_ = std::max<int64_t>(1, (conv_.most_of_a_sign() + kLevelTaps - 1) / kLevelTaps);
+        blocks_ = std::max<int64_t>(1, (conv.most_of_a_sign() + kLevelTaps - 1) / kLevelTaps);
     } else {
         const int64_t visits = (g.group_channels + most - 1) / most;
-        channels = conv_.level_block((g.group_channels + visits - 1) / visits);
+        channels = conv.level_block((g.group_channels + visits - 1) / visits);
         blocks_ = (g.group_channels + channels - 1) / channels;
     }
     visit_ = whole ? blocks_ : 1;
@@ -132,8 +171,8 @@ void RealPixels::list_levels(const std::vector<int32_t>& offsets) {
     for (int64_t o = 0; o < outputs; ++o) {
         // The offsets of either sign lie in the order of the taps, block by block.
         std::array<std::vector<int32_t>, 2> signs;
-        for (int64_t b = 0; b < conv_.blocks_; ++b) {
-            const RealRun& run = conv_.runs_[b * outputs + o];
+        for (int64_t b = 0; b < conv.blocks_; ++b) {
+            const RealRun& run = conv.runs_[b * outputs + o];
             const auto first = offsets.begin() + run.first, positive = first + run.negative;
             signs[0].insert(signs[0].end(), first, positive);
             signs[1].insert(signs[1].end(), positive, positive + run.positive);
@@ -159,9 +198,9 @@ void RealPixels::list_levels(const std::vector<int32_t>& offsets) {
 }
 
 // Reals are added in the order of the other layout; its blocks, made for a larger input, are joined.
-void RealPixels::list_reals(const std::vector<int32_t>& offsets) {
-    const Geometry& g = conv_.geometry_;
-    const int64_t outputs = g.output.channels, before = conv_.blocks_;
+void RealPixels::list_reals(const RealConv& conv, const std::vector<int32_t>& offsets) {
+    const Geometry& g = conv.geometry_;
+    const int64_t outputs = g.output.channels, before = conv.blocks_;
     const int64_t block = (g.group_channels + before - 1) / before;
     const int64_t joined = std::max<int64_t>(1, kInputBudget / (block * slice_bytes()));
     blocks_ = (before + joined - 1) / joined;
@@ -169,20 +208,20 @@ void RealPixels::list_reals(const std::vector<int32_t>& offsets) {
         for (int64_t o = 0; o < outputs; ++o) {
             RealRun all = {int64_t(offsets_.size()), 0, 0};
             for (int64_t b = begin; b < std::min(before, begin + joined); ++b) {
-                const RealRun& run = conv_.runs_[b * outputs + o];
-                all.positive += run.negative + run.positive;
-                for (int64_t i = 0; i < run.negative + run.positive; ++i) {
+                const RealRun& run = conv.runs_[b * outputs + o];
+                all.positive += run.positive;
+                for (int64_t i = 0; i < run.positive; ++i) {
                     const auto tap = size_t(run.first + i);
-                    offsets_.push_back(offsets[tap] | int32_t(i < run.negative));
-                    if (!conv_.weights_f32_.empty()) weights_f32_.push_back(conv_.weights_f32_[tap]);
-                    if (!conv_.weights_f64_.empty()) weights_f64_.push_back(conv_.weights_f64_[tap]);
+                    offsets_.push_back(offsets[tap]);
+                    if (!conv.weights_f32_.empty()) weights_f32_.push_back(conv.weights_f32_[tap]);
+                    if (!conv.weights_f64_.empty()) weights_f64_.push_back(conv.weights_f64_[tap]);
                 }
             }
             runs_.push_back(all);
         }
     // One marks float taps, even where there are none.
-    if (!conv_.weights_f32_.empty() && weights_f32_.empty()) weights_f32_.push_back(0);
-    if (!conv_.weights_f64_.empty() && weights_f64_.empty()) weights_f64_.push_back(0);
+    if (!conv.weights_f32_.empty() && weights_f32_.empty()) weights_f32_.push_back(0);
+    if (!conv.weights_f64_.empty() && weights_f64_.empty()) weights_f64_.push_back(0);
 }
 
 int64_t RealPixels::parts(int64_t threads) const {
@@ -198,6 +237,7 @@ int64_t RealPixels::grid_bytes(Kind kind) const {
 }
 
 int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) const {
+    if (code_) return code_sums_bytes(threads) * (is_levels(kind_) ? 3 : 1);
     const int64_t outputs = conv_.geometry_.output.channels, count = parts(threads);
     const int64_t vectors = kernels.tile_vectors * (is_levels(kind_) ? 3 : 1);
     return ((outputs + count - 1) / count * vectors + 1) * kernels.vector_bytes;  // one of slack
@@ -372,6 +412,69 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
     return true;
 }
 
+int64_t RealPixels::code_shares(int64_t threads) const {
+    return parts_per_row(1, code_->parts(), threads);
+}
+
+// Vectors of a channel that pass through all parts of a block before the next block.
+int64_t RealPixels::code_band() const {
+    const int64_t channels =
+        code_->blocks() > 1 ? conv_.geometry_.output.channels : code_->most();
+    return std::clamp<int64_t>(kBandBytes / (channels * vector_bytes_), 1, vectors_);
+}
+
+// Of a thread, without those of 32 bits.
+int64_t RealPixels::code_sums_bytes(int64_t threads) const {
+    int64_t channels = code_->most();
+    const int64_t shares = code_shares(threads);
+    for (int64_t s = 0; code_->blocks() > 1 && s < shares; ++s)
+        channels = std::max(channels, code_->first(code_->parts() * (s + 1) / shares) -
+                                          code_->first(code_->parts() * s / shares));
+    return channels * code_band() * vector_bytes_;
+}
+
+void RealPixels::run_code(const PixelKernels& kernels, const RealPixelTask& t, int64_t threads,
+                          char* scratch) const {
+    const TapCode& code = *code_;
+    const int64_t shares = code_shares(threads), blocks = code.blocks(), band = code_band();
+    const int64_t sums_bytes = code_sums_bytes(threads), row = band * vector_bytes_;
+    const int64_t scratch_step = rounded(scratch_bytes(kernels, threads), 64);
+    const int64_t lanes = t.height * t.width, of_vector = vector_bytes_ / element_bytes(kind_);
+    for_each(shares, threads, [&](int64_t share, int64_t thread) {
+        const int64_t from = code.parts() * share / shares;
+        const int64_t to = code.parts() * (share + 1) / shares;
+        char* const own = scratch + thread * scratch_step;
+        for (int64_t begin = 0; begin < vectors_; begin += band) {
+            const int64_t count = std::min(band, vectors_ - begin);
+            for (int64_t b = 0; b < blocks; ++b)
+                for (int64_t p = from; p < to; ++p) {
+                    const TapCode::Function function = code.function(b, p);
+                    const int64_t first = code.first(p), last = code.first(p + 1);
+                    char* const sums = own + (blocks > 1 ? (first - code.first(from)) * row : 0);
+                    char* const wide = own + sums_bytes + 2 * (sums - own);
+                    for (int64_t o = first; b > 0 && o < last; ++o) {
+                        const Drain drain = code.drain(b, o);
+                        const int64_t at = (o - first) * row;
+                        if (drain != Drain::kNone)
+                            kernels.drain(sums + at, row / 2, drain, wide + 2 * at);
+                    }
+                    for (int64_t v = 0; v < count; ++v)
+                        function(t.stage + (begin + v) * vector_bytes_, sums + v * vector_bytes_,
+                                 row);
+                    if (b + 1 < blocks) continue;
+                    const bool more = code.drained_in(p);
+                    for (int64_t o = first; o < last; ++o) {
+                        const int64_t at = (o - first) * row;
+                        kernels.finish_code(t, o, begin * of_vector,
+                                            std::min(lanes - begin * of_vector, count * of_vector),
+                                            sums + at,
+                                            more && code.drained()[o] ? wide + 2 * at : nullptr);
+                    }
+                }
+        }
+    });
+}
+
 void RealPixels::run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
                      const PixelView& residual, int64_t threads, char* stage) const {
     const PixelKernels& pixel_kernels = pixel_kernels_for(kernels);
@@ -414,10 +517,14 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
                      [&](int64_t c, int64_t) { fill(input, image, c, stage); });
             t.stage = stage;
         }
-        const int64_t first = image * output.pixels();
+        const int64_t first = image * output.pixels();  // lanes
         t.output = sums.data + first * element_bytes(sums.kind);
         t.residual =
             fused_ && residual.data ? residual.data + first * element_bytes(kind_) : nullptr;
+        if (code_) {
+            run_code(pixel_kernels, t, threads, scratch);
+            continue;
+        }
         for_each(count, threads, [&](int64_t part, int64_t thread) {
             const int64_t begin = outputs * part / count, end = outputs * (part + 1) / count;
             pixel_kernels.real_conv(t, begin, end, scratch + thread * scratch_step);

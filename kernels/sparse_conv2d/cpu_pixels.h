@@ -12,7 +12,8 @@ namespace mpt {
 
 class RealPixels {
    public:
-    // `conv` must outlive this and be prepared for `input`; `residual` is null without one.
+    // `conv` must outlive this and be prepared for `input`; `residual` is null without one. Inputs by
+    // pixels, there, mean code here.
     RealPixels(const RealConv& conv, const Layout& input, const Layout* residual);
 
     int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
@@ -42,10 +43,17 @@ class RealPixels {
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     int64_t slice_bytes() const;
-    void list_levels(const std::vector<int32_t>& offsets);
-    void list_reals(const std::vector<int32_t>& offsets);
+    void make_code();
+    void make_lists(const RealConv& conv, const Layout& input);
+    void list_levels(const RealConv& conv, const std::vector<int32_t>& offsets);
+    void list_reals(const RealConv& conv, const std::vector<int32_t>& offsets);
     void choose_tile(const PixelKernels& kernels, RealPixelTask* task) const;
     RealPixelTask task(const PixelKernels& kernels, Kind kind) const;
+    int64_t code_shares(int64_t threads) const;
+    int64_t code_sums_bytes(int64_t threads) const;
+    int64_t code_band() const;
+    void run_code(const PixelKernels& kernels, const RealPixelTask& task, int64_t threads,
+                  char* scratch) const;
     bool run_in_float(const PixelKernels& kernels, const PixelView& input,
                       const PixelView& output, int64_t threads, char* stage) const;
 
@@ -53,7 +61,9 @@ class RealPixels {
     Kind kind_;
     bool fused_;  // the kernel writes the result itself; otherwise sums, and a combination follows
     Grid grid_;
-    // The layer's taps as the kernel takes them: see RealPixelTask.
+    // The layer's taps as code, or null and as the kernel takes them: see RealPixelTask.
+    std::unique_ptr<const TapCode> code_;
+    int64_t vectors_ = 0, vector_bytes_ = 0;  // of a channel's results, where they are code
     int64_t blocks_ = 1, visit_ = 1;
     std::vector<RealRun> runs_;
     std::vector<int32_t> offsets_;

@@ -1,0 +1,164 @@
+#include "cpu/machine_code.h"
+
+#include <cstring>
+#include <initializer_list>
+#include <new>
+
+#if (defined(__x86_64__)) && (defined(__linux__) || defined(__APPLE__))
+#define MPT_CODE 1
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace mpt {
+
+#ifdef MPT_CODE
+
+CodePages::CodePages(size_t bytes) {
+    const auto page = size_t(sysconf(_SC_PAGESIZE));
+    bytes_ = (bytes + page) / page * page;
+    void* const pages =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<uint8_t*>(pages);
+}
+
+CodePages::~CodePages() { munmap(data_, bytes_); }
+
+void CodePages::seal(size_t bytes) {
+    const auto page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t kept = (bytes + page) / page * page;
+    if (kept < bytes_) {
+        munmap(data_ + kept, bytes_ - kept);
+        bytes_ = kept;
+    }
+    if (mprotect(data_, bytes_, PROT_READ | PROT_EXEC) != 0) throw std::bad_alloc();
+}
+
+bool can_run_code() {
+    static const bool can = [] {
+        try {
+            CodePages pages(1);
+            Assembler code(pages.data(), 64);
+            code.begin_function();
+            code.add(Base::kRdi, 42);
+            code.load_address(Base::kRax, Base::kRdi, 0);
+            code.leave();
+            pages.seal(size_t(code.at() - pages.data()));
+            int64_t (*function)(int64_t);
+            uint8_t* const start = pages.data();
+            std::memcpy(&function, &start, sizeof function);
+            return function(1) == 43;
+        } catch (const std::bad_alloc&) {  // a system that lets no program write its own code
+            return false;
+        }
+    }();
+    return can;
+}
+
+#else
+
+CodePages::CodePages(size_t) { throw std::bad_alloc(); }
+CodePages::~CodePages() {}
+void CodePages::seal(size_t) {}
+bool can_run_code() { return false; }
+
+#endif
+
+void Assembler::word(int32_t value) {
+    std::memcpy(at_, &value, sizeof value);
+    at_ += sizeof value;
+}
+
+// The four bytes of EVEX. base3: the high bit of a base register; rm4: of a register as second operand,
+// bits 3 and 4 of which are base3 and rm4.
+void Assembler::prefix(const VectorOp& op, int to, int first, bool base3, bool rm4,
+                       bool broadcast) {
+    byte(0x62);
+    byte((to & 8 ? 0 : 0x80) | (rm4 ? 0 : 0x40) | (base3 ? 0 : 0x20) | (to & 16 ? 0 : 0x10) |
+         op.map);
+    byte((~first & 15) << 3 | 4 | op.prefix);
+    byte((vector_bytes_ == 64 ? 0x40 : 0x20) | (broadcast ? 0x10 : 0) | (first & 16 ? 0 : 8));
+    byte(op.opcode);
+}
+
+void Assembler::operate(const VectorOp& op, int to, int first, int second) {
+    prefix(op, to, first, (second & 8) != 0, (second & 16) != 0, false);
+    byte(0xC0 | (to & 7) << 3 | (second & 7));
+}
+
+void Assembler::operate(const VectorOp& op, int to, int first, Base base, int64_t distance) {
+    const int number = int(base);
+    prefix(op, to, first, number >= 8, false, false);
+    const bool near = is_near(distance);
+    byte((near ? 0x40 : 0x80) | (to & 7) << 3 | (number & 7));
+    if (near)
+        byte(int(distance / vector_bytes_));
+    else
+        word(int32_t(distance));
+}
+
+void Assembler::operate_with_float(const VectorOp& op, int to, int first,
+                                   const uint8_t* constant) {
+    prefix(op, to, first, false, false, true);
+    byte((to & 7) << 3 | 5);  // relative to the next instruction
+    word(int32_t(constant - (at_ + 4)));
+}
+
+// direction: what the field of the missing operand holds.
+void Assembler::shift(int direction, int vector, int bits) {
+    prefix({1, 1, 0x72}, direction, vector, (vector & 8) != 0, (vector & 16) != 0, false);
+    byte(0xC0 | direction << 3 | (vector & 7));
+    byte(bits);
+}
+
+void Assembler::set_ones(int vector) {
+    operate({3, 1, 0x25}, vector, vector, vector);  // any function of three operands:
+    byte(0xFF);                                            // all bits 1
+    shift(6, vector, 25);                                  // left
+    shift(2, vector, 2);                                   // right
+}
+
+void Assembler::register_sum(int opcode, Base to, Base from) {
+    byte(0x48 | (int(from) >= 8 ? 4 : 0) | (int(to) >= 8 ? 1 : 0));
+    byte(opcode);
+    byte(0xC0 | (int(from) & 7) << 3 | (int(to) & 7));
+}
+
+void Assembler::add(Base to, int32_t value) {
+    byte(0x48 | (int(to) >= 8 ? 1 : 0));
+    byte(0x81);
+    byte(0xC0 | (int(to) & 7));
+    word(value);
+}
+
+void Assembler::load_address(Base to, Base base, int64_t distance) {
+    byte(0x48 | (int(to) >= 8 ? 4 : 0) | (int(base) >= 8 ? 1 : 0));
+    byte(0x8D);
+    byte(0x80 | (int(to) & 7) << 3 | (int(base) & 7));
+    word(int32_t(distance));
+}
+
+void Assembler::push(Base base) {
+    if (int(base) >= 8) byte(0x41);
+    byte(0x50 | (int(base) & 7));
+}
+
+void Assembler::pop(Base base) {
+    if (int(base) >= 8) byte(0x41);
+    byte(0x58 | (int(base) & 7));
+}
+
+void Assembler::begin_function() {
+    for (int value : {0xF3, 0x0F, 0x1E, 0xFA}) byte(value);  // endbr64
+}
+
+void Assembler::leave() {
+    for (int value : {0xC5, 0xF8, 0x77, 0xC3}) byte(value);  // vzeroupper, ret
+}
+
+void Assembler::align(int64_t bytes) {
+    while (reinterpret_cast<uintptr_t>(at_) % uintptr_t(bytes) != 0) byte(0xCC);
+}
+
+}  // namespace mpt

@@ -1,0 +1,95 @@
+// Machine code made at run time: executable memory, and the instructions of AVX-512 that a list of
+// taps is made of.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mpt {
+
+// True where this process may run code that it has written, on a system that calls functions as
+// MachineCode does.
+bool can_run_code();
+
+// Pages that are first written and then, for good, executed; never both.
+class CodePages {
+   public:
+    explicit CodePages(size_t bytes);  // std::bad_alloc where there are none
+    ~CodePages();
+    CodePages(const CodePages&) = delete;
+    CodePages& operator=(const CodePages&) = delete;
+    uint8_t* data() const { return data_; }
+    size_t bytes() const { return bytes_; }
+    // Gives back what lies behind the first `bytes` and makes these executable.
+    void seal(size_t bytes);
+
+   private:
+    uint8_t* data_;
+    size_t bytes_;
+};
+
+// General registers by their numbers in instructions. rsp and r12 are left out: as a base they need
+// another encoding.
+enum class Base : uint8_t {
+    kRax = 0, kRcx = 1, kRdx = 2, kRbx = 3, kRbp = 5, kRsi = 6, kRdi = 7,
+    kR8 = 8, kR9 = 9, kR10 = 10, kR11 = 11, kR13 = 13, kR14 = 14, kR15 = 15,
+};
+
+// An instruction of vectors: what its encoding holds besides the operands.
+struct VectorOp {
+    uint8_t map, prefix, opcode;  // map 1: 0F, 2: 0F 38, 3: 0F 3A; prefix 0: none, 1: 66
+};
+
+constexpr VectorOp kLoad = {1, 0, 0x10}, kStore = {1, 0, 0x11};  // of any elements, at any address
+constexpr VectorOp kAddFloats = {1, 0, 0x58}, kSubFloats = {1, 0, 0x5C};
+constexpr VectorOp kMulFloats = {1, 0, 0x59};
+// destination += first * second, and -=
+constexpr VectorOp kMulAddFloats = {2, 1, 0xB8}, kMulSubFloats = {2, 1, 0xBC};
+constexpr VectorOp kAddShorts = {1, 1, 0xFD}, kSubShorts = {1, 1, 0xF9};
+constexpr VectorOp kXor = {1, 1, 0xEF};
+
+// Writes instructions one behind the other; the caller knows that there is room. Vectors have
+// `vector_bytes`, 32 or 64, and there are 32 registers of them.
+class Assembler {
+   public:
+    Assembler(uint8_t* at, int vector_bytes) : at_(at), vector_bytes_(vector_bytes) {}
+    uint8_t* at() const { return at_; }
+    // A memory operand's distance costs one byte where this is true, four otherwise.
+    bool is_near(int64_t distance) const {
+        return distance % vector_bytes_ == 0 && distance >= -128 * vector_bytes_ &&
+               distance <= 127 * vector_bytes_;
+    }
+
+    void operate(const VectorOp& op, int to, int first, int second);
+    void operate(const VectorOp& op, int to, int first, Base base, int64_t distance);
+    // The same with one float in all lanes of the second operand, at `constant`.
+    void operate_with_float(const VectorOp& op, int to, int first, const uint8_t* constant);
+    // Loads and stores have no first operand.
+    void move(const VectorOp& op, int vector, Base base, int64_t distance) {
+        operate(op, vector, 0, base, distance);
+    }
+    void set_ones(int vector);  // 1.0f in all lanes
+
+    void add(Base to, Base from) { register_sum(0x01, to, from); }
+    void sub(Base to, Base from) { register_sum(0x29, to, from); }
+    void add(Base to, int32_t value);
+    void load_address(Base to, Base base, int64_t distance);
+    void push(Base base);
+    void pop(Base base);
+    void begin_function();  // a function that jumps may lead to
+    void leave();           // no vector in use; return
+    void align(int64_t bytes);
+    void skip(int64_t bytes) { at_ += bytes; }
+
+   private:
+    void byte(int value) { *at_++ = uint8_t(value); }
+    void word(int32_t value);
+    void prefix(const VectorOp& op, int to, int first, bool base3, bool rm4, bool broadcast);
+    void shift(int direction, int vector, int bits);
+    void register_sum(int opcode, Base to, Base from);
+
+    uint8_t* at_;
+    int vector_bytes_;
+};
+
+}  // namespace mpt

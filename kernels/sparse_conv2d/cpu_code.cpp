@@ -1,0 +1,288 @@
+#include "sparse_conv2d/cpu_code.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+
+#include "sparse_conv2d/cpu_layer.h"
+
+namespace mpt {
+namespace {
+
+// Vector registers: sums from 0 on, then these.
+constexpr int kMostSums = 28, kInput = 28, kProduct = 29, kOnes = 31;
+
+// Bases of the input besides kRdi, which a function is called with. The first need not be saved.
+constexpr std::array<Base, 11> kBases = {Base::kRax, Base::kRcx, Base::kR8,  Base::kR9,
+                                         Base::kR10, Base::kR11, Base::kRbx, Base::kRbp,
+                                         Base::kR13, Base::kR14, Base::kR15};
+constexpr size_t kUnsaved = 6;
+
+// Upper bounds of code, in bytes: of a tap with its load, its weight and its share of what leads from
+// channel to channel; of the rest of a function.
+constexpr size_t kTapBytes = 48, kFunctionBytes = 2048;
+
+struct Entry {
+    uint8_t sum;
+    bool negative;
+    float weight;
+};
+
+}  // namespace
+
+CompactTaps::CompactTaps(const Taps& taps)
+    : count_(int64_t(taps.index.size())), signs_only_(taps.signs_only) {
+    weights_.assign(taps.weight.begin(), taps.weight.end());
+    for (size_t o = 0; o + 1 < taps.indptr.size(); ++o) {
+        starts_.push_back(int64_t(bytes_.size()));
+        firsts_.push_back(taps.indptr[o]);
+        int32_t next = 0;
+        for (int64_t i = taps.indptr[o]; i < taps.indptr[o + 1]; ++i) {
+            int32_t gap = taps.index[size_t(i)] - next;
+            for (; gap >= kFar; gap -= kFar) bytes_.push_back(kFar << 1);
+            bytes_.push_back(uint8_t(gap << 1 | (taps.signs_only && taps.sign[size_t(i)] < 0)));
+            next = taps.index[size_t(i)] + 1;
+        }
+    }
+    starts_.push_back(int64_t(bytes_.size()));
+    firsts_.push_back(count_);
+    bytes_.shrink_to_fit();
+}
+
+Taps CompactTaps::expanded() const {
+    Taps taps;
+    taps.signs_only = signs_only_;
+    taps.indptr = firsts_;
+    taps.weight.assign(weights_.begin(), weights_.end());
+    for (size_t o = 0; o + 1 < firsts_.size(); ++o)
+        for (Cursor tap(*this, int64_t(o)); !tap.done(); tap.advance()) {
+            taps.index.push_back(tap.index());
+            if (taps.signs_only) taps.sign.push_back(tap.negative() ? -1 : 1);
+        }
+    return taps;
+}
+
+// Writes the functions of one TapCode.
+class TapCode::Writer {
+ public:
+    Writer(const CodeShape& shape, bool signs, uint8_t* at)
+        : shape_(shape), signs_(signs), code_(at, shape.vector_bytes) {}
+
+    uint8_t* at() const { return code_.at(); }
+
+    // The taps of `sums` channels, by input: entries [begins[i], begins[i + 1]) are of kernel position
+    // i % area of channel first_channel + i / area. `fresh[s]`: sum s starts from zero.
+    void function(int64_t first_channel, const std::vector<int32_t>& begins,
+                  const std::vector<Entry>& entries, const std::vector<bool>& fresh) {
+        const auto area = int64_t(shape_.positions.size());
+        const auto channels = int64_t(begins.size() - 1) / area;
+        const int sums = int(fresh.size());
+        constants_ = nullptr;
+        if (!signs_) {
+            constants_ = code_.at();
+            code_.skip(int64_t(entries.size()) * 4);
+        }
+        code_.align(64);
+        start_ = code_.at();
+        code_.begin_function();
+        choose_bases(first_channel, channels);
+        for (size_t b = 0; b < windows_.size(); ++b) {
+            if (b >= kUnsaved) code_.push(kBases[b]);
+            code_.load_address(kBases[b], Base::kRdi, windows_[b]);
+        }
+        if (real() && signs_) code_.set_ones(kOnes);
+        const bool restored = std::find(fresh.begin(), fresh.end(), false) != fresh.end();
+        if (restored) code_.push(Base::kRsi);
+        for (int s = 0; s < sums; ++s) {
+            if (restored && s > 0) code_.add(Base::kRsi, Base::kRdx);
+            if (fresh[size_t(s)])
+                code_.operate(kXor, s, s, s);
+            else
+                code_.move(kLoad, s, Base::kRsi, 0);
+        }
+        if (restored) code_.pop(Base::kRsi);
+        for (int64_t c = 0; c < channels; ++c) {
+            for (int64_t k = 0; k < area; ++k) {
+                const auto i = size_t(c * area + k);
+                if (begins[i] != begins[i + 1])
+                    taps(c, k, entries.data() + begins[i], entries.data() + begins[i + 1]);
+            }
+            if (running() && c + 1 < channels)
+                code_.add(kBases[0], int32_t(shape_.channel_bytes));
+        }
+        for (int s = 0; s < sums; ++s) {
+            if (s > 0) code_.add(Base::kRsi, Base::kRdx);
+            code_.move(kStore, s, Base::kRsi, 0);
+        }
+        for (size_t b = windows_.size(); b-- > kUnsaved;) code_.pop(kBases[b]);
+        code_.leave();
+    }
+
+    uint8_t* start() const { return start_; }
+
+ private:
+    bool real() const { return shape_.kind == Kind::kF32; }
+    // Channels far apart share one base that moves on; of those side by side every base serves all.
+    bool running() const { return shape_.channel_bytes > shape_.vector_bytes; }
+
+    // Distances for as few bases as bring the input of all taps near one of them.
+    void choose_bases(int64_t first_channel, int64_t channels) {
+        windows_.clear();
+        const int64_t reach = 128 * shape_.vector_bytes;
+        const auto [low, high] =
+            std::minmax_element(shape_.positions.begin(), shape_.positions.end());
+        first_ = first_channel * shape_.channel_bytes;
+        if (running()) {
+            const int64_t middle = (*low + *high) / 2 / shape_.vector_bytes * shape_.vector_bytes;
+            windows_.push_back(first_ + middle);
+            return;
+        }
+        std::vector<int64_t> starts = shape_.positions;
+        std::sort(starts.begin(), starts.end());
+        const int64_t width = (channels - 1) * shape_.channel_bytes;
+        int64_t end = 0;  // up to where the bases so far reach
+        for (const int64_t start : starts)
+            for (int64_t at = std::max(start, end); at <= start + width; at = end) {
+                if (windows_.size() == kBases.size()) return;
+                windows_.push_back(first_ + at + reach);
+                end = at + 2 * reach;
+            }
+    }
+
+    // Which base and how far from it: channel c of the block at position k.
+    std::pair<Base, int64_t> place(int64_t c, int64_t k) const {
+        const int64_t at = first_ + shape_.positions[size_t(k)] +
+                           (running() ? 0 : c * shape_.channel_bytes);
+        for (size_t b = 0; b < windows_.size(); ++b)
+            if (running() || code_.is_near(at - windows_[b])) return {kBases[b], at - windows_[b]};
+        return {Base::kRdi, at};
+    }
+
+    void taps(int64_t c, int64_t k, const Entry* begin, const Entry* end) {
+        const auto [base, distance] = place(c, k);
+        const bool alone = end - begin == 1 && signs_;
+        if (!alone) code_.move(kLoad, kInput, base, distance);
+        for (const Entry* e = begin; e != end; ++e) {
+            const int sum = e->sum;
+            if (!signs_) {
+                std::memcpy(constants_, &e->weight, sizeof e->weight);
+                code_.operate_with_float(kMulFloats, kProduct, kInput, constants_);
+                code_.operate(kAddFloats, sum, sum, kProduct);
+                constants_ += sizeof e->weight;
+                continue;
+            }
+            // Adders and multipliers are different units of some processors: both are kept busy.
+            const bool multiply = real() && (number_++ & 1) != 0;
+            const VectorOp& op = multiply ? (e->negative ? kMulSubFloats : kMulAddFloats)
+                                 : real() ? (e->negative ? kSubFloats : kAddFloats)
+                                          : (e->negative ? kSubShorts : kAddShorts);
+            const int first = multiply ? kOnes : sum;
+            if (alone)
+                code_.operate(op, sum, first, base, distance);
+            else
+                code_.operate(op, sum, first, kInput);
+        }
+    }
+
+    const CodeShape& shape_;
+    const bool signs_;
+    Assembler code_;
+    uint8_t* start_ = nullptr;
+    uint8_t* constants_ = nullptr;
+    int64_t first_ = 0;
+    std::vector<int64_t> windows_;  // of kBases, from kRdi
+    unsigned number_ = 0;
+};
+
+TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& shape) {
+    const int64_t outputs = g.output.channels, block = shape.block_channels;
+    const auto area = int64_t(shape.positions.size());
+    const int64_t farthest = *std::max_element(shape.positions.begin(), shape.positions.end());
+    if (farthest + g.input.channels * shape.channel_bytes > std::numeric_limits<int32_t>::max())
+        fail("the input of a sparse convolution is larger than 2 GiB per block of images");
+    blocks_ = (g.group_channels + block - 1) / block;
+    const int64_t parts = (outputs + kMostSums - 1) / kMostSums;
+    for (int64_t p = 0; p <= parts; ++p) firsts_.push_back(outputs * p / parts);
+
+    std::vector<CompactTaps::Cursor> cursors;
+    std::vector<RealRun> runs(size_t(blocks_ * outputs), RealRun{0, 0, 0});
+    for (int64_t o = 0; o < outputs; ++o) {
+        for (CompactTaps::Cursor tap(taps, o); !tap.done(); tap.advance()) {
+            RealRun& run = runs[size_t(tap.index() / area / block * outputs + o)];
+            ++(tap.negative() ? run.negative : run.positive);
+        }
+        cursors.emplace_back(taps, o);
+    }
+    if (is_levels(shape.kind)) plan_drains(runs, outputs, &drains_, &drained_);
+
+    pages_ = std::make_unique<CodePages>(size_t(taps.count()) * kTapBytes +
+                                         size_t(blocks_ * parts) * kFunctionBytes +
+                                         size_t(blocks_ * parts * g.input.channels) * 8);
+    Writer writer(shape, taps.signs_only(), pages_->data());
+    std::vector<int32_t> begins;
+    std::vector<Entry> entries;
+    for (int64_t b = 0; b < blocks_; ++b)
+        for (int64_t p = 0; p < parts; ++p) {
+            // The groups that a part's channels are of, and the inputs of their block.
+            const int64_t low = first(p) / g.outputs_per_group() * g.group_channels + b * block;
+            const int64_t high =
+                (first(p + 1) - 1) / g.outputs_per_group() * g.group_channels +
+                std::min(g.group_channels, (b + 1) * block);
+            begins.assign(size_t((high - low) * area + 1), 0);
+            int64_t total = 0;
+            std::vector<bool> fresh;
+            std::vector<CompactTaps::Cursor> starts;
+            const auto each = [&](const auto& body) {
+                for (int64_t o = first(p); o < first(p + 1); ++o) {
+                    CompactTaps::Cursor& tap = cursors[size_t(o)];
+                    const int64_t shift =
+                        (o / g.outputs_per_group() * g.group_channels - low) * area;
+                    for (; !tap.done() && tap.index() < (b + 1) * block * area; tap.advance())
+                        body(o, shift + tap.index(), tap);
+                }
+            };
+            for (int64_t o = first(p); o < first(p + 1); ++o) {
+                starts.push_back(cursors[size_t(o)]);
+                fresh.push_back(b == 0 || drain(b, o) != Drain::kNone);
+            }
+            each([&](int64_t, int64_t i, const CompactTaps::Cursor&) {
+                ++begins[size_t(i) + 1];
+                ++total;
+            });
+            for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
+            entries.resize(size_t(total));
+            std::copy(starts.begin(), starts.end(), cursors.begin() + first(p));
+            std::vector<int32_t> next(begins.begin(), begins.end() - 1);
+            each([&](int64_t o, int64_t i, const CompactTaps::Cursor& tap) {
+                const float weight =
+                    taps.signs_only() ? 0.0F : taps.weights()[size_t(tap.number())];
+                entries[size_t(next[size_t(i)]++)] = {uint8_t(o - first(p)), tap.negative(),
+                                                      weight};
+            });
+            writer.function(low, begins, entries, fresh);
+            offsets_.push_back(writer.start() - pages_->data());
+        }
+    pages_->seal(size_t(writer.at() - pages_->data()));
+}
+
+TapCode::Function TapCode::function(int64_t block, int64_t part) const {
+    uint8_t* const start = pages_->data() + offsets_[size_t(block * parts() + part)];
+    Function function;
+    std::memcpy(&function, &start, sizeof function);
+    return function;
+}
+
+int64_t TapCode::most() const {
+    int64_t most = 0;
+    for (int64_t p = 0; p < parts(); ++p) most = std::max(most, first(p + 1) - first(p));
+    return most;
+}
+
+bool TapCode::drained_in(int64_t part) const {
+    return !drained_.empty() && std::any_of(drained_.begin() + first(part),
+                                            drained_.begin() + first(part + 1),
+                                            [](uint8_t any) { return any != 0; });
+}
+
+}  // namespace mpt

@@ -1,0 +1,121 @@
+// A sparse convolution as machine code: an instruction per kept tap.
+//
+// Loops over lists of taps load an input vector for every tap, for which output it belongs to is known
+// only at run time. Here it is known when the code is written: an input vector is loaded once for some
+// two dozen output channels, whose sums stay in registers, and a tap is an addition of two registers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/geometry.h"
+#include "cpu/machine_code.h"
+#include "cpu/tasks.h"
+
+namespace mpt {
+
+// The taps of a layer in about a byte each: how far it is from one to the next, and the sign.
+class CompactTaps {
+ public:
+    CompactTaps() = default;
+    explicit CompactTaps(const Taps& taps);  // weights are rounded to float
+    Taps expanded() const;
+    int64_t count() const { return count_; }
+    bool signs_only() const { return signs_only_; }
+    const std::vector<float>& weights() const { return weights_; }
+
+    // Walks the taps of one output channel.
+    class Cursor {
+     public:
+        Cursor(const CompactTaps& taps, int64_t output)
+            : at_(taps.bytes_.data() + taps.starts_[size_t(output)]),
+              end_(taps.bytes_.data() + taps.starts_[size_t(output) + 1]),
+              number_(taps.firsts_[size_t(output)]) {
+            read();
+        }
+        bool done() const { return done_; }
+        int32_t index() const { return index_; }
+        bool negative() const { return negative_; }
+        int64_t number() const { return number_; }  // among all taps: that of its weight
+        void advance() {
+            ++number_;
+            read();
+        }
+
+     private:
+        void read() {
+            while (at_ != end_) {
+                const int gap = *at_ >> 1;
+                negative_ = (*at_++ & 1) != 0;
+                index_ += gap;
+                if (gap < kFar) {
+                    ++index_;
+                    return;
+                }
+            }
+            done_ = true;
+        }
+        const uint8_t *at_, *end_;
+        int64_t number_;
+        int32_t index_ = -1;
+        bool negative_ = false, done_ = false;
+    };
+
+ private:
+    static constexpr int kFar = 127;  // this far on, and no tap yet
+
+    int64_t count_ = 0;
+    bool signs_only_ = true;
+    std::vector<uint8_t> bytes_;
+    std::vector<int64_t> starts_, firsts_;  // of each output channel: bytes, taps
+    std::vector<float> weights_;
+};
+
+// How the code finds the input of a tap: channel c at kernel position k lies
+// c * channel_bytes + positions[k] behind what it is called with.
+struct CodeShape {
+    Kind kind;          // f32, or levels in 16 bits
+    int vector_bytes;   // of the lanes computed together, 32 or 64
+    int64_t channel_bytes;
+    std::vector<int64_t> positions;
+    int64_t block_channels;  // of the input (of a group): see TapCode
+};
+
+// Functions for AVX-512, one for every block of input channels and part of the output channels. Reals
+// are added in the order of the taps.
+class TapCode {
+ public:
+    TapCode(const Geometry& geometry, const CompactTaps& taps, const CodeShape& shape);
+
+    // Adds a block's taps to the sums of a part's channels, `step` bytes apart from `sums` on. Those
+    // that the block starts() are not read.
+    typedef void (*Function)(const char* input, char* sums, int64_t step);
+    Function function(int64_t block, int64_t part) const;
+
+    int64_t blocks() const { return blocks_; }
+    int64_t parts() const { return int64_t(firsts_.size()) - 1; }
+    // The output channels of a part are [first(part), first(part + 1)).
+    int64_t first(int64_t part) const { return firsts_[size_t(part)]; }
+    int64_t most() const;  // of any part
+    // Of levels: before which blocks the sums so far leave the 16 bits, as in RealConvTask.
+    Drain drain(int64_t block, int64_t output) const {
+        return drains_.empty() ? Drain::kNone
+                               : drains_[size_t(block * firsts_.back() + output)];
+    }
+    const uint8_t* drained() const { return drained_.data(); }  // of each, whether anywhere
+    bool drained_in(int64_t part) const;  // any channel of it
+    int64_t bytes() const { return int64_t(pages_->bytes()); }
+
+ private:
+    class Writer;
+
+    int64_t blocks_;
+    std::vector<int64_t> firsts_;
+    std::vector<int64_t> offsets_;  // of the functions, block by block
+    std::vector<Drain> drains_;
+    std::vector<uint8_t> drained_;
+    std::unique_ptr<CodePages> pages_;
+};
+
+}  // namespace mpt

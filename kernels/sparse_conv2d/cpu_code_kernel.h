@@ -1,0 +1,149 @@
+// What follows the sums of code made from a layer's taps, images in the lanes: scale, shift, residual,
+// relu, the maxima of 2x2, and rounding to levels.
+#pragma once
+
+#include "sparse_conv2d/cpu_kernel.h"
+#include "sparse_conv2d/cpu_levels.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+#ifdef __AVX512BW__
+// One channel's value from its sum.
+template <bool RESIDUAL>
+MPT_INLINE F32 finish_real(const RealConvTask& t, const float* scales, const char* sum,
+                           const char* residual) {
+    F32 value = load<F32>(sum);
+    if (t.scale) value = value * scales[0] + scales[1];
+    if constexpr (RESIDUAL) value += load<F32>(residual) * scales[2] + scales[3];
+    if (t.operation == Operation::kRelu) value = value < 0 ? F32{} : value;  // NaN passes through
+    return value;
+}
+
+template <bool RESIDUAL>
+MPT_INLINE void finish_real_row(const RealConvTask& t, const CodeSums& s, int64_t group,
+                                int64_t row) {
+    const char* sum = s.sums;
+    char* out = tile_origin(t.output, group, row, 0, s.first);
+    const char* residual = RESIDUAL ? tile_origin(t.residual, group, row, 0, s.first) : nullptr;
+    for (int64_t x = 0; x < t.width; ++x) {
+        const float* scales = t.scales + 4 * s.first;
+        for (int64_t i = 0; i < s.channels; ++i, sum += 64, scales += 4)
+            store(out + i * t.output.channel_bytes,
+                  finish_real<RESIDUAL>(t, scales, sum,
+                                        RESIDUAL ? residual + i * t.residual.channel_bytes
+                                                 : nullptr));
+        out += t.output.pixel_bytes;
+        if (RESIDUAL) residual += t.residual.pixel_bytes;
+    }
+}
+
+MPT_INLINE void finish_real_maxima(const RealConvTask& t, const CodeSums& s, int64_t group,
+                                   int64_t row) {
+    const int64_t pixel = s.channels * 64;
+    const char* sums = s.sums;
+    char* out = tile_origin(t.output, group, row / 2, 0, s.first);
+    for (int64_t x = 0; x < t.width; x += 2, sums += 2 * pixel, out += t.output.pixel_bytes) {
+        const float* scales = t.scales + 4 * s.first;
+        for (int64_t i = 0; i < s.channels; ++i, scales += 4) {
+            const auto at = [&](int64_t offset) __attribute__((always_inline)) {
+                return finish_real<false>(t, scales, sums + offset + i * 64, nullptr);
+            };
+            F32 best = larger(at(0), at(pixel));
+            best = larger(best, at(s.row_bytes));
+            best = larger(best, at(s.row_bytes + pixel));
+            store(out + i * t.output.channel_bytes, best);
+        }
+    }
+}
+
+// Half of a channel's 32 images, from its sums and what was drained from them.
+template <bool RESIDUAL>
+MPT_INLINE F32 finish_code_levels(const RealConvTask& t, const float* scales, const char* sums,
+                                  const char* wide, const char* residual) {
+    const LevelAffine a = {scales[0], scales[1], scales[2], scales[3], t.low_level, t.high_level};
+    return finish_levels(a, sums, wide, RESIDUAL ? residual : nullptr);
+}
+
+MPT_INLINE void store_half(const RealConvTask& t, F32 value, int half, char* out) {
+    if (t.output.kind == Kind::kF32)
+        store(out + half * t.output.group_bytes, clamp(value, t.low_level, t.high_level));
+    else
+        store(out + half * 32, to_levels(value, t.low_level, t.high_level));
+}
+
+template <bool RESIDUAL>
+MPT_INLINE void finish_level_row(const RealConvTask& t, const CodeSums& s, int64_t group,
+                                 int64_t row) {
+    const char *sum = s.sums, *wide = s.wide;
+    char* out = tile_origin(t.output, 2 * group, row, 0, s.first);
+    const char* residual =
+        RESIDUAL ? tile_origin(t.residual, 2 * group, row, 0, s.first) : nullptr;
+    for (int64_t x = 0; x < t.width; ++x) {
+        const float* scales = t.scales + 4 * s.first;
+        for (int64_t i = 0; i < s.channels; ++i, sum += 64, scales += 4) {
+            char* const to = out + i * t.output.channel_bytes;
+            const char* const other =
+                RESIDUAL ? residual + i * t.residual.channel_bytes : nullptr;
+            const bool drained = wide && s.drained[i];
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half)
+                store_half(t,
+                           finish_code_levels<RESIDUAL>(t, scales, sum + half * 32,
+                                                        drained ? wide + half * 64 : nullptr,
+                                                        RESIDUAL ? other + half * 32 : nullptr),
+                           half, to);
+            if (wide) wide += 128;
+        }
+        out += t.output.pixel_bytes;
+        if (RESIDUAL) residual += t.residual.pixel_bytes;
+    }
+}
+
+// Of the values before they are rounded: rounding keeps their order.
+MPT_INLINE void finish_level_maxima_row(const RealConvTask& t, const CodeSums& s, int64_t group,
+                                        int64_t row) {
+    const int64_t pixel = s.channels * 64;
+    const char *sums = s.sums, *wide = s.wide;
+    char* out = tile_origin(t.output, 2 * group, row / 2, 0, s.first);
+    for (int64_t x = 0; x < t.width; x += 2, sums += 2 * pixel, out += t.output.pixel_bytes) {
+        const float* scales = t.scales + 4 * s.first;
+        for (int64_t i = 0; i < s.channels; ++i, scales += 4) {
+            const bool drained = wide && s.drained[i];
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
+                F32 best = {};
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) {
+                    const int64_t at = k / 2 * s.row_bytes + k % 2 * pixel + i * 64;
+                    F32 value = finish_code_levels<false>(
+                        t, scales, sums + at + half * 32,
+                        drained ? wide + 2 * at + half * 64 : nullptr, nullptr);
+                    if (t.output.kind == Kind::kF32)
+                        value = clamp(value, t.low_level, t.high_level);
+                    best = k == 0 ? value : larger(best, value);
+                }
+                store_half(t, best, half, out + i * t.output.channel_bytes);
+            }
+        }
+        if (wide) wide += 4 * pixel;
+    }
+}
+
+static void finish_code(const RealConvTask& t, const CodeSums& s, int64_t group, int64_t row) {
+    const bool residual = t.residual.origin != nullptr;
+    if (is_levels(t.input.kind)) {
+        if (t.pooled) return finish_level_maxima_row(t, s, group, row);
+        return residual ? finish_level_row<true>(t, s, group, row)
+                        : finish_level_row<false>(t, s, group, row);
+    }
+    if (t.pooled) return finish_real_maxima(t, s, group, row);
+    residual ? finish_real_row<true>(t, s, group, row) : finish_real_row<false>(t, s, group, row);
+}
+constexpr auto kFinishCode = &finish_code;
+#else
+constexpr decltype(KernelTable::finish_code) kFinishCode = nullptr;
+#endif
+
+}  // namespace MPT_ISA
+}  // namespace mpt

@@ -1,0 +1,127 @@
+// Layers that run as code made from their taps, images in the lanes.
+#include <algorithm>
+
+#include "cpu/parallel.h"
+#include "sparse_conv2d/cpu_layer.h"
+
+namespace mpt {
+namespace {
+
+// Of the input under a pixel in one block of channels: most of the L1 cache.
+constexpr int64_t kSliceBytes = 36 * 1024;
+// Taps of a function: what processors keep decoded.
+constexpr int64_t kFunctionTaps = 4500;
+constexpr int64_t kPartSums = 24;  // about as many channels to a part
+// Of sums on their way from block to block, per thread: part of the L2 cache.
+constexpr int64_t kBandBytes = 256 * 1024;
+
+}  // namespace
+
+void RealConv::prepare_code(const Layout& layout) {
+    const Geometry& g = geometry_;
+    const View input = layout.view(nullptr, lanes_of(layout.kind));
+    const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
+    code_shape_ = {layout.kind, 64, input.channel_bytes, {}, 0};
+    for (int64_t y = 0; y < g.kernel_h; ++y)
+        for (int64_t x = 0; x < g.kernel_w; ++x)
+            code_shape_.positions.push_back(y * g.dilation[0] * input.row_bytes +
+                                            x * g.dilation[1] * input.pixel_bytes);
+    const auto taps = int64_t(taps_.index.size());
+    const int64_t most = kFunctionTaps * outputs * g.group_channels /
+                         std::max<int64_t>(1, taps * std::min(kPartSums, outputs));
+    const int64_t block =
+        std::clamp<int64_t>(std::min(most, kSliceBytes / (area * 64)), 1, g.group_channels);
+    const int64_t blocks = (g.group_channels + block - 1) / block;
+    code_shape_.block_channels = (g.group_channels + blocks - 1) / blocks;
+    if (is_levels(layout.kind))
+        code_shape_.block_channels = level_block(code_shape_.block_channels);
+    compact_ = CompactTaps(taps_);
+    taps_ = {{}, {}, {}, {}, taps_.signs_only};
+    const auto entry = [](const std::vector<double>& values, int64_t o, float other) {
+        return values.empty() ? other : float(values[size_t(o)]);
+    };
+    for (int64_t o = 0; o < outputs; ++o)
+        for (const float value :
+             {entry(affine_.scale, o, 1), entry(affine_.shift, o, 0),
+              entry(affine_.residual_scale, o, 0), entry(affine_.residual_shift, o, 0)})
+            scales_.push_back(value);
+}
+
+const TapCode& RealConv::code() const {
+    std::call_once(code_made_, [&] {
+        code_ = std::make_unique<const TapCode>(geometry_, compact_, code_shape_);
+    });
+    return *code_;
+}
+
+void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
+                        int64_t threads) const {
+    RealConvTask t = task;
+    t.scales = scales_.data();
+    const TapCode& code = this->code();
+    const bool levels = is_levels(t.input.kind);
+    const int64_t blocks = code.blocks(), least = t.pooled ? 2 : 1;
+    const int64_t outputs = geometry_.output.channels;
+
+    // A band of rows passes through all parts of a block before the next block.
+    const int64_t row_sums = t.width * 64 * (blocks > 1 ? outputs : code.most());
+    const int64_t rows =
+        std::clamp<int64_t>(kBandBytes / row_sums / least * least, least,
+                            (t.height + least - 1) / least * least);
+    const int64_t bands = (t.height + rows - 1) / rows;
+    const int64_t shares = parts_per_row(bands * groups, code.parts(), threads);
+    bool drained = false;
+    for (int64_t p = 0; p < code.parts(); ++p) drained = drained || code.drained_in(p);
+    const int64_t sums_bytes = rows * row_sums, wide_bytes = drained ? 2 * sums_bytes : 0;
+    const int64_t thread_bytes = sums_bytes + wide_bytes;
+    std::vector<char> scratch(size_t(thread_bytes * std::max<int64_t>(1, threads) + 63));
+    char* const aligned = reinterpret_cast<char*>(
+        (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+    const int64_t step = levels ? 2 : 1;  // groups of 16 images to a group of lanes
+
+    for_each(groups * bands * shares, threads, [&](int64_t item, int64_t thread) {
+        const int64_t share = item % shares, band = item / shares % bands;
+        const int64_t group = item / shares / bands;
+        const int64_t begin = band * rows, end = std::min(t.height, begin + rows);
+        const int64_t from = code.parts() * share / shares;
+        const int64_t to = code.parts() * (share + 1) / shares;
+        const char* const input = t.input.origin + step * group * t.input.group_bytes;
+        char* const own = aligned + thread * thread_bytes;
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t p = from; p < to; ++p) {
+                const TapCode::Function function = code.function(b, p);
+                const int64_t first = code.first(p), channels = code.first(p + 1) - first;
+                const int64_t pixel = channels * 64;
+                char* const sums =
+                    own + (blocks > 1 ? (first - code.first(from)) * rows * t.width * 64 : 0);
+                char* const wide = own + sums_bytes + 2 * (sums - own);
+                if (b > 0 && code.drained_in(p))
+                    for (int64_t i = 0; i < channels; ++i) {
+                        const Drain drain = code.drain(b, first + i);
+                        if (drain == Drain::kNone) continue;
+                        for (int64_t at = i * 64; at < (end - begin) * t.width * pixel; at += pixel)
+                            kernels.drain(sums + at, 32, drain, wide + 2 * at);
+                    }
+                char* at = sums;
+                for (int64_t y = begin; y < end; ++y) {
+                    const char* pixels = input + y * t.in_row_step;
+                    for (int64_t x = 0; x < t.width; ++x, at += pixel, pixels += t.in_pixel_step)
+                        function(pixels, at, 64);
+                }
+                if (b + 1 < blocks) continue;
+                const bool more = code.drained_in(p);
+                for (int64_t y = begin; y < end; y += least) {
+                    const int64_t row = (y - begin) * t.width * pixel;
+                    const CodeSums ready = {sums + row,
+                                            more ? wide + 2 * row : nullptr,
+                                            more ? code.drained() + first : nullptr,
+                                            t.width * pixel,
+                                            channels,
+                                            first};
+                    kernels.finish_code(t, ready, group, y);
+                }
+            }
+    });
+}
+
+}  // namespace mpt
