@@ -77,7 +77,7 @@ void Assembler::prefix(const VectorOp& op, int to, int first, bool base3, bool r
     byte(0x62);
     byte((to & 8 ? 0 : 0x80) | (rm4 ? 0 : 0x40) | (base3 ? 0 : 0x20) | (to & 16 ? 0 : 0x10) |
          op.map);
-    byte((~first & 15) << 3 | 4 | op.prefix);
+    byte((op.wide ? 0x80 : 0) | (~first & 15) << 3 | 4 | op.prefix);
     byte((vector_bytes_ == 64 ? 0x40 : 0x20) | (broadcast ? 0x10 : 0) | (first & 16 ? 0 : 8));
     byte(op.opcode);
 }
@@ -88,21 +88,56 @@ void Assembler::operate(const VectorOp& op, int to, int first, int second) {
 }
 
 void Assembler::operate(const VectorOp& op, int to, int first, Base base, int64_t distance) {
-    const int number = int(base);
-    prefix(op, to, first, number >= 8, false, false);
-    const bool near = is_near(distance);
-    byte((near ? 0x40 : 0x80) | (to & 7) << 3 | (number & 7));
+    prefix(op, to, first, int(base) >= 8, false, false);
+    memory(to, base, distance, vector_bytes_);
+}
+
+// A short distance is in units of the operand's bytes.
+void Assembler::memory(int to, Base base, int64_t distance, int64_t unit) {
+    const bool near = is_near(distance, unit);
+    byte((near ? 0x40 : 0x80) | (to & 7) << 3 | (int(base) & 7));
     if (near)
-        byte(int(distance / vector_bytes_));
+        byte(int(distance / unit));
     else
         word(int32_t(distance));
+}
+
+void Assembler::widen_shorts(int to, int from) { operate({2, 1, 0x23}, to, 0, from); }
+
+void Assembler::widen_shorts(int to, Base base, int64_t distance) {
+    prefix({2, 1, 0x23}, to, 0, int(base) >= 8, false, false);
+    memory(to, base, distance, vector_bytes_ / 2);
+}
+
+void Assembler::store_low_halves(int vector, Base base, int64_t distance) {
+    prefix({2, 2, 0x33}, vector, 0, int(base) >= 8, false, false);
+    memory(vector, base, distance, vector_bytes_ / 2);
+}
+
+void Assembler::upper_half(int to, int from) {
+    operate({3, 1, 0x3B, true}, from, 0, to);
+    byte(1);
 }
 
 void Assembler::operate_with_float(const VectorOp& op, int to, int first,
                                    const uint8_t* constant) {
     prefix(op, to, first, false, false, true);
+    constant_operand(to, constant);
+}
+
+void Assembler::spread_float(int to, const uint8_t* constant) {
+    prefix({2, 1, 0x18}, to, 0, false, false, false);
+    constant_operand(to, constant);
+}
+
+void Assembler::constant_operand(int to, const uint8_t* constant) {
     byte((to & 7) << 3 | 5);  // relative to the next instruction
     word(int32_t(constant - (at_ + 4)));
+}
+
+void Assembler::write(const float* values, int count) {
+    std::memcpy(at_, values, size_t(count) * sizeof(float));
+    at_ += size_t(count) * sizeof(float);
 }
 
 // direction: what the field of the missing operand holds.

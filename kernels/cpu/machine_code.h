@@ -37,12 +37,14 @@ enum class Base : uint8_t {
 
 // An instruction of vectors: what its encoding holds besides the operands.
 struct VectorOp {
-    uint8_t map, prefix, opcode;  // map 1: 0F, 2: 0F 38, 3: 0F 3A; prefix 0: none, 1: 66
+    uint8_t map, prefix, opcode;  // map 1: 0F, 2: 0F 38, 3: 0F 3A; prefix 0: none, 1: 66, 2: F3
+    bool wide = false;            // W, where it matters
 };
 
 constexpr VectorOp kLoad = {1, 0, 0x10}, kStore = {1, 0, 0x11};  // of any elements, at any address
 constexpr VectorOp kAddFloats = {1, 0, 0x58}, kSubFloats = {1, 0, 0x5C};
-constexpr VectorOp kMulFloats = {1, 0, 0x59};
+constexpr VectorOp kMulFloats = {1, 0, 0x59}, kMinFloats = {1, 0, 0x5D}, kMaxFloats = {1, 0, 0x5F};
+constexpr VectorOp kToFloats = {1, 0, 0x5B};  // from integers of 32 bits
 // destination += first * second, and -=
 constexpr VectorOp kMulAddFloats = {2, 1, 0xB8}, kMulSubFloats = {2, 1, 0xBC};
 constexpr VectorOp kAddShorts = {1, 1, 0xFD}, kSubShorts = {1, 1, 0xF9};
@@ -55,10 +57,7 @@ class Assembler {
     Assembler(uint8_t* at, int vector_bytes) : at_(at), vector_bytes_(vector_bytes) {}
     uint8_t* at() const { return at_; }
     // A memory operand's distance costs one byte where this is true, four otherwise.
-    bool is_near(int64_t distance) const {
-        return distance % vector_bytes_ == 0 && distance >= -128 * vector_bytes_ &&
-               distance <= 127 * vector_bytes_;
-    }
+    bool is_near(int64_t distance) const { return is_near(distance, vector_bytes_); }
 
     void operate(const VectorOp& op, int to, int first, int second);
     void operate(const VectorOp& op, int to, int first, Base base, int64_t distance);
@@ -69,6 +68,12 @@ class Assembler {
         operate(op, vector, 0, base, distance);
     }
     void set_ones(int vector);  // 1.0f in all lanes
+    void spread_float(int to, const uint8_t* constant);  // the one float at `constant`
+    // Between the lower half of a vector, or memory, of 16-bit integers and a whole one of 32-bit ones.
+    void widen_shorts(int to, int from);
+    void widen_shorts(int to, Base base, int64_t distance);
+    void store_low_halves(int vector, Base base, int64_t distance);
+    void upper_half(int to, int from);  // of 64 bytes
 
     void add(Base to, Base from) { register_sum(0x01, to, from); }
     void sub(Base to, Base from) { register_sum(0x29, to, from); }
@@ -80,11 +85,17 @@ class Assembler {
     void leave();           // no vector in use; return
     void align(int64_t bytes);
     void skip(int64_t bytes) { at_ += bytes; }
+    void write(const float* values, int count);
 
    private:
+    static bool is_near(int64_t distance, int64_t unit) {
+        return distance % unit == 0 && distance >= -128 * unit && distance <= 127 * unit;
+    }
     void byte(int value) { *at_++ = uint8_t(value); }
     void word(int32_t value);
     void prefix(const VectorOp& op, int to, int first, bool base3, bool rm4, bool broadcast);
+    void memory(int to, Base base, int64_t distance, int64_t unit);
+    void constant_operand(int to, const uint8_t* constant);
     void shift(int direction, int vector, int bits);
     void register_sum(int opcode, Base to, Base from);
 

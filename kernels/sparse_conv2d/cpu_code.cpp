@@ -11,17 +11,22 @@ namespace mpt {
 namespace {
 
 // Vector registers: sums from 0 on, then these.
-constexpr int kMostSums = 28, kInput = 28, kProduct = 29, kOnes = 31;
+constexpr int kMostSums = 27, kInput = 27, kOther = 28, kZero = 30, kOnes = 31;
+constexpr int kLow = 29, kHigh = 30, kRounder = 31;  // behind the taps of levels
 
-// Bases of the input besides kRdi, which a function is called with. The first need not be saved.
-constexpr std::array<Base, 11> kBases = {Base::kRax, Base::kRcx, Base::kR8,  Base::kR9,
-                                         Base::kR10, Base::kR11, Base::kRbx, Base::kRbp,
-                                         Base::kR13, Base::kR14, Base::kR15};
-constexpr size_t kUnsaved = 6;
+// What a function is called with.
+constexpr Base kCalledInput = Base::kRdi, kCalledSums = Base::kRsi, kCalledStep = Base::kRdx;
+constexpr Base kCalledOutput = Base::kRcx, kCalledResidual = Base::kR8;
+// Further bases of the input. The first need not be saved.
+constexpr std::array<Base, 9> kBases = {Base::kRax, Base::kR9,  Base::kR10, Base::kR11, Base::kRbx,
+                                        Base::kRbp, Base::kR13, Base::kR14, Base::kR15};
+constexpr size_t kUnsaved = 4;
+
+constexpr float kRounding = 12582912.0F;  // see to_levels
 
 // Upper bounds of code, in bytes: of a tap with its load, its weight and its share of what leads from
 // channel to channel; of the rest of a function.
-constexpr size_t kTapBytes = 48, kFunctionBytes = 2048;
+constexpr size_t kTapBytes = 48, kFunctionBytes = 8192;
 
 struct Entry {
     uint8_t sum;
@@ -66,22 +71,27 @@ Taps CompactTaps::expanded() const {
 // Writes the functions of one TapCode.
 class TapCode::Writer {
  public:
-    Writer(const CodeShape& shape, bool signs, uint8_t* at)
-        : shape_(shape), signs_(signs), code_(at, shape.vector_bytes) {}
+    Writer(const CodeShape& shape, const CodeEnd* end, bool signs, uint8_t* at)
+        : shape_(shape), end_(end), signs_(signs), code_(at, shape.vector_bytes) {}
 
     uint8_t* at() const { return code_.at(); }
 
     // The taps of `sums` channels, by input: entries [begins[i], begins[i + 1]) are of kernel position
-    // i % area of channel first_channel + i / area. `fresh[s]`: sum s starts from zero.
+    // i % area of channel first_channel + i / area. `fresh[s]`: sum s starts from zero. `output`: the
+    // first output channel where the results are to be written, else -1.
     void function(int64_t first_channel, const std::vector<int32_t>& begins,
-                  const std::vector<Entry>& entries, const std::vector<bool>& fresh) {
+                  const std::vector<Entry>& entries, const std::vector<bool>& fresh,
+                  int64_t output) {
         const auto area = int64_t(shape_.positions.size());
         const auto channels = int64_t(begins.size() - 1) / area;
         const int sums = int(fresh.size());
-        constants_ = nullptr;
-        if (!signs_) {
-            constants_ = code_.at();
-            code_.skip(int64_t(entries.size()) * 4);
+        weights_ = code_.at();
+        if (!signs_) code_.skip(int64_t(entries.size() * sizeof(float)));
+        const uint8_t* scales = code_.at();
+        if (output >= 0) {
+            const std::array<float, 3> levels = {end_->low_level, end_->high_level, kRounding};
+            code_.write(end_->scales + 4 * output, 4 * sums);
+            code_.write(levels.data(), int(levels.size()));
         }
         code_.align(64);
         start_ = code_.at();
@@ -89,19 +99,19 @@ class TapCode::Writer {
         choose_bases(first_channel, channels);
         for (size_t b = 0; b < windows_.size(); ++b) {
             if (b >= kUnsaved) code_.push(kBases[b]);
-            code_.load_address(kBases[b], Base::kRdi, windows_[b]);
+            code_.load_address(kBases[b], kCalledInput, windows_[b]);
         }
         if (real() && signs_) code_.set_ones(kOnes);
         const bool restored = std::find(fresh.begin(), fresh.end(), false) != fresh.end();
-        if (restored) code_.push(Base::kRsi);
+        if (restored) code_.push(kCalledSums);
         for (int s = 0; s < sums; ++s) {
-            if (restored && s > 0) code_.add(Base::kRsi, Base::kRdx);
+            if (restored && s > 0) code_.add(kCalledSums, kCalledStep);
             if (fresh[size_t(s)])
                 code_.operate(kXor, s, s, s);
             else
-                code_.move(kLoad, s, Base::kRsi, 0);
+                code_.move(kLoad, s, kCalledSums, 0);
         }
-        if (restored) code_.pop(Base::kRsi);
+        if (restored) code_.pop(kCalledSums);
         for (int64_t c = 0; c < channels; ++c) {
             for (int64_t k = 0; k < area; ++k) {
                 const auto i = size_t(c * area + k);
@@ -111,10 +121,15 @@ class TapCode::Writer {
             if (running() && c + 1 < channels)
                 code_.add(kBases[0], int32_t(shape_.channel_bytes));
         }
-        for (int s = 0; s < sums; ++s) {
-            if (s > 0) code_.add(Base::kRsi, Base::kRdx);
-            code_.move(kStore, s, Base::kRsi, 0);
-        }
+        if (output < 0)
+            for (int s = 0; s < sums; ++s) {
+                if (s > 0) code_.add(kCalledSums, kCalledStep);
+                code_.move(kStore, s, kCalledSums, 0);
+            }
+        else if (real())
+            finish_reals(sums, scales);
+        else
+            finish_levels(sums, scales);
         for (size_t b = windows_.size(); b-- > kUnsaved;) code_.pop(kBases[b]);
         code_.leave();
     }
@@ -156,7 +171,7 @@ class TapCode::Writer {
                            (running() ? 0 : c * shape_.channel_bytes);
         for (size_t b = 0; b < windows_.size(); ++b)
             if (running() || code_.is_near(at - windows_[b])) return {kBases[b], at - windows_[b]};
-        return {Base::kRdi, at};
+        return {kCalledInput, at};
     }
 
     void taps(int64_t c, int64_t k, const Entry* begin, const Entry* end) {
@@ -166,10 +181,10 @@ class TapCode::Writer {
         for (const Entry* e = begin; e != end; ++e) {
             const int sum = e->sum;
             if (!signs_) {
-                std::memcpy(constants_, &e->weight, sizeof e->weight);
-                code_.operate_with_float(kMulFloats, kProduct, kInput, constants_);
-                code_.operate(kAddFloats, sum, sum, kProduct);
-                constants_ += sizeof e->weight;
+                std::memcpy(weights_, &e->weight, sizeof e->weight);
+                code_.operate_with_float(kMulFloats, kOther, kInput, weights_);
+                code_.operate(kAddFloats, sum, sum, kOther);
+                weights_ += sizeof e->weight;
                 continue;
             }
             // Adders and multipliers are different units of some processors: both are kept busy.
@@ -185,17 +200,72 @@ class TapCode::Writer {
         }
     }
 
+    // value = value * scale + shift, each rounded.
+    void scale(int value, const uint8_t* scales) {
+        code_.operate_with_float(kMulFloats, value, value, scales);
+        code_.operate_with_float(kAddFloats, value, value, scales + sizeof(float));
+    }
+
+    void finish_reals(int sums, const uint8_t* scales) {
+        if (end_->relu) code_.operate(kXor, kZero, kZero, kZero);
+        for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float)) {
+            if (end_->scaled) scale(s, scales);
+            if (end_->residual) {
+                code_.move(kLoad, kInput, kCalledResidual, s * 64);
+                scale(kInput, scales + 2 * sizeof(float));
+                code_.operate(kAddFloats, s, s, kInput);
+            }
+            // The second operand where it is not a number, as in PyTorch's relu.
+            if (end_->relu) code_.operate(kMaxFloats, s, kZero, s);
+            code_.move(kStore, s, kCalledOutput, s * 64);
+        }
+    }
+
+    // In halves: 32 sums of 16 bits become twice 16 floats and levels again.
+    void finish_levels(int sums, const uint8_t* scales) {
+        const uint8_t* const levels = scales + size_t(sums) * 4 * sizeof(float);
+        code_.spread_float(kLow, levels);
+        code_.spread_float(kHigh, levels + sizeof(float));
+        code_.spread_float(kRounder, levels + 2 * sizeof(float));
+        for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float))
+            for (int half = 0; half < 2; ++half) {
+                // The lower half's sums are not needed again once the upper half has its own.
+                const int value = half == 0 ? kInput : s;
+                if (half == 0) {
+                    code_.widen_shorts(value, s);
+                } else {
+                    code_.upper_half(s, s);
+                    code_.widen_shorts(s, s);
+                }
+                code_.operate(kToFloats, value, 0, value);
+                scale(value, scales);
+                if (end_->residual) {
+                    code_.widen_shorts(kOther, kCalledResidual, s * 64 + half * 32);
+                    code_.operate(kToFloats, kOther, 0, kOther);
+                    scale(kOther, scales + 2 * sizeof(float));
+                    code_.operate(kAddFloats, value, value, kOther);
+                }
+                code_.operate(kMinFloats, value, value, kHigh);
+                code_.operate(kMaxFloats, value, value, kLow);
+                code_.operate(kAddFloats, value, value, kRounder);
+                code_.store_low_halves(value, kCalledOutput, s * 64 + half * 32);
+            }
+    }
+
     const CodeShape& shape_;
+    const CodeEnd* const end_;
     const bool signs_;
     Assembler code_;
     uint8_t* start_ = nullptr;
-    uint8_t* constants_ = nullptr;
+    uint8_t* weights_ = nullptr;
     int64_t first_ = 0;
-    std::vector<int64_t> windows_;  // of kBases, from kRdi
+    std::vector<int64_t> windows_;  // of kBases, from kCalledInput
     unsigned number_ = 0;
 };
 
-TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& shape) {
+TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& shape,
+                 const CodeEnd* end)
+    : ends_(end != nullptr) {
     const int64_t outputs = g.output.channels, block = shape.block_channels;
     const auto area = int64_t(shape.positions.size());
     const int64_t farthest = *std::max_element(shape.positions.begin(), shape.positions.end());
@@ -219,7 +289,7 @@ TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& sh
     pages_ = std::make_unique<CodePages>(size_t(taps.count()) * kTapBytes +
                                          size_t(blocks_ * parts) * kFunctionBytes +
                                          size_t(blocks_ * parts * g.input.channels) * 8);
-    Writer writer(shape, taps.signs_only(), pages_->data());
+    Writer writer(shape, end, taps.signs_only(), pages_->data());
     std::vector<int32_t> begins;
     std::vector<Entry> entries;
     for (int64_t b = 0; b < blocks_; ++b)
@@ -260,17 +330,28 @@ TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& sh
                 entries[size_t(next[size_t(i)]++)] = {uint8_t(o - first(p)), tap.negative(),
                                                       weight};
             });
-            writer.function(low, begins, entries, fresh);
+            const bool last = b + 1 == blocks_ && finishes(p);
+            writer.function(low, begins, entries, fresh, last ? first(p) : -1);
             offsets_.push_back(writer.start() - pages_->data());
         }
+    offsets_.push_back(writer.at() - pages_->data());
     pages_->seal(size_t(writer.at() - pages_->data()));
 }
 
 TapCode::Function TapCode::function(int64_t block, int64_t part) const {
-    uint8_t* const start = pages_->data() + offsets_[size_t(block * parts() + part)];
+    const uint8_t* const start = code(block, part);
     Function function;
     std::memcpy(&function, &start, sizeof function);
     return function;
+}
+
+const uint8_t* TapCode::code(int64_t block, int64_t part) const {
+    return pages_->data() + offsets_[size_t(block * parts() + part)];
+}
+
+int64_t TapCode::code_bytes(int64_t block, int64_t part) const {
+    const auto i = size_t(block * parts() + part);
+    return offsets_[i + 1] - offsets_[i];
 }
 
 int64_t TapCode::most() const {

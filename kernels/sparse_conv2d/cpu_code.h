@@ -82,16 +82,32 @@ struct CodeShape {
     int64_t block_channels;  // of the input (of a group): see TapCode
 };
 
+// What the code does with the sums of reals or levels behind the last block, where that is all: as in
+// RealConvTask, from images to images of one kind.
+struct CodeEnd {
+    bool scaled, residual, relu;
+    float low_level, high_level;
+    const float* scales;  // [O][4]
+};
+
 // Functions for AVX-512, one for every block of input channels and part of the output channels. Reals
 // are added in the order of the taps.
 class TapCode {
  public:
-    TapCode(const Geometry& geometry, const CompactTaps& taps, const CodeShape& shape);
+    // `end`: null where what follows is done elsewhere.
+    TapCode(const Geometry& geometry, const CompactTaps& taps, const CodeShape& shape,
+            const CodeEnd* end = nullptr);
 
-    // Adds a block's taps to the sums of a part's channels, `step` bytes apart from `sums` on. Those
-    // that the block starts() are not read.
-    typedef void (*Function)(const char* input, char* sums, int64_t step);
+    // Adds a block's taps to the sums of a part's channels, `step` bytes apart from `sums` on; they
+    // start from zero in the first block and where drain() says so. Where the part finishes(), its last
+    // block writes results instead, 64 bytes apart, and reads a residual likewise.
+    typedef void (*Function)(const char* input, char* sums, int64_t step, char* output,
+                             const char* residual);
+    bool finishes(int64_t part) const { return ends_ && !drained_in(part); }
     Function function(int64_t block, int64_t part) const;
+    // Where its code begins and how long it is.
+    const uint8_t* code(int64_t block, int64_t part) const;
+    int64_t code_bytes(int64_t block, int64_t part) const;
 
     int64_t blocks() const { return blocks_; }
     int64_t parts() const { return int64_t(firsts_.size()) - 1; }
@@ -111,11 +127,37 @@ class TapCode {
     class Writer;
 
     int64_t blocks_;
+    bool ends_;
     std::vector<int64_t> firsts_;
-    std::vector<int64_t> offsets_;  // of the functions, block by block
+    std::vector<int64_t> offsets_;  // of the functions, block by block, and of their end
     std::vector<Drain> drains_;
     std::vector<uint8_t> drained_;
     std::unique_ptr<CodePages> pages_;
+};
+
+// Brings the function behind a block and part, of parts [from, to), near the processor while that runs
+// `calls` times: no hardware foresees a jump.
+class CodeFetch {
+ public:
+    CodeFetch(const TapCode& code, int64_t block, int64_t part, int64_t from, int64_t to,
+              int64_t calls) {
+        const bool wraps = part + 1 == to;
+        if (wraps) ++block;
+        if (block == code.blocks()) return;
+        part = wraps ? from : part + 1;
+        at_ = code.code(block, part);
+        left_ = (code.code_bytes(block, part) + 63) / 64;
+        step_ = (left_ + calls - 1) / calls;
+    }
+    void some() {
+        const int64_t step = step_ < left_ ? step_ : left_;
+        for (int64_t i = 0; i < step; ++i, at_ += 64) __builtin_prefetch(at_, 0, 2);
+        left_ -= step;
+    }
+
+ private:
+    const uint8_t* at_ = nullptr;
+    int64_t left_ = 0, step_ = 0;
 };
 
 }  // namespace mpt

@@ -47,18 +47,27 @@ void RealConv::prepare_code(const Layout& layout) {
             scales_.push_back(value);
 }
 
-const TapCode& RealConv::code() const {
-    std::call_once(code_made_, [&] {
-        code_ = std::make_unique<const TapCode>(geometry_, compact_, code_shape_);
+// With its end where the results are of the input's kind and not pooled.
+const TapCode& RealConv::code(const RealConvTask& t) const {
+    const bool ends = !t.pooled && is_levels(t.input.kind) == is_levels(t.output.kind);
+    std::call_once(code_made_[ends], [&] {
+        const CodeEnd end = {t.scale != nullptr,
+                             t.residual.origin != nullptr,
+                             t.operation == Operation::kRelu,
+                             t.low_level,
+                             t.high_level,
+                             scales_.data()};
+        code_[ends] =
+            std::make_unique<const TapCode>(geometry_, compact_, code_shape_, ends ? &end : nullptr);
     });
-    return *code_;
+    return *code_[ends];
 }
 
 void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
                         int64_t threads) const {
     RealConvTask t = task;
     t.scales = scales_.data();
-    const TapCode& code = this->code();
+    const TapCode& code = this->code(t);
     const bool levels = is_levels(t.input.kind);
     const int64_t blocks = code.blocks(), least = t.pooled ? 2 : 1;
     const int64_t outputs = geometry_.output.channels;
@@ -89,27 +98,44 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
         char* const own = aligned + thread * thread_bytes;
         for (int64_t b = 0; b < blocks; ++b)
             for (int64_t p = from; p < to; ++p) {
-                const TapCode::Function function = code.function(b, p);
                 const int64_t first = code.first(p), channels = code.first(p + 1) - first;
                 const int64_t pixel = channels * 64;
                 char* const sums =
                     own + (blocks > 1 ? (first - code.first(from)) * rows * t.width * 64 : 0);
                 char* const wide = own + sums_bytes + 2 * (sums - own);
-                if (b > 0 && code.drained_in(p))
+                const bool last = b + 1 == blocks, more = code.drained_in(p);
+                if (b > 0 && more)
                     for (int64_t i = 0; i < channels; ++i) {
                         const Drain drain = code.drain(b, first + i);
                         if (drain == Drain::kNone) continue;
                         for (int64_t at = i * 64; at < (end - begin) * t.width * pixel; at += pixel)
                             kernels.drain(sums + at, 32, drain, wide + 2 * at);
                     }
+                const TapCode::Function function = code.function(b, p);
+                CodeFetch fetch(code, b, p, from, to, (end - begin) * t.width);
+                const bool finishes = last && code.finishes(p);
                 char* at = sums;
                 for (int64_t y = begin; y < end; ++y) {
                     const char* pixels = input + y * t.in_row_step;
-                    for (int64_t x = 0; x < t.width; ++x, at += pixel, pixels += t.in_pixel_step)
-                        function(pixels, at, 64);
+                    char* out = finishes
+                                    ? t.output.origin + step * group * t.output.group_bytes +
+                                          first * 64 + y * t.output.row_bytes
+                                    : nullptr;
+                    const char* residual =
+                        finishes && t.residual.origin
+                            ? t.residual.origin + step * group * t.residual.group_bytes +
+                                  first * 64 + y * t.residual.row_bytes
+                            : nullptr;
+                    for (int64_t x = 0; x < t.width; ++x) {
+                        fetch.some();
+                        function(pixels, at, 64, out, residual);
+                        at += pixel;
+                        pixels += t.in_pixel_step;
+                        out += t.output.pixel_bytes;
+                        residual += t.residual.pixel_bytes;
+                    }
                 }
-                if (b + 1 < blocks) continue;
-                const bool more = code.drained_in(p);
+                if (!last || finishes) continue;
                 for (int64_t y = begin; y < end; y += least) {
                     const int64_t row = (y - begin) * t.width * pixel;
                     const CodeSums ready = {sums + row,

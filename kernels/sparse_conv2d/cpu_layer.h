@@ -53,7 +53,8 @@ class RealConv {
     void prepare_code(const Layout& input);
     RealConvTask task(const View& input, const View& output, const View& residual,
                       bool pooled) const;
-    const TapCode& code() const;  // made for the first batch with images in the lanes
+    // Made for the first batch with images in the lanes.
+    const TapCode& code(const RealConvTask& task) const;
     void run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
                   int64_t threads) const;
 
@@ -74,8 +75,8 @@ class RealConv {
     CompactTaps compact_;
     CodeShape code_shape_ = {};
     std::vector<float> scales_;  // as in RealConvTask
-    mutable std::once_flag code_made_;
-    mutable std::unique_ptr<const TapCode> code_;
+    mutable std::once_flag code_made_[2];
+    mutable std::unique_ptr<const TapCode> code_[2];  // without and with an end: see CodeEnd
 };
 
 }  // namespace mpt

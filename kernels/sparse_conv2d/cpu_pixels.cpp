@@ -458,9 +458,12 @@ void RealPixels::run_code(const PixelKernels& kernels, const RealPixelTask& t, i
                         if (drain != Drain::kNone)
                             kernels.drain(sums + at, row / 2, drain, wide + 2 * at);
                     }
-                    for (int64_t v = 0; v < count; ++v)
+                    CodeFetch fetch(code, b, p, from, to, count);
+                    for (int64_t v = 0; v < count; ++v) {
+                        fetch.some();
                         function(t.stage + (begin + v) * vector_bytes_, sums + v * vector_bytes_,
-                                 row);
+                                 row, nullptr, nullptr);
+                    }
                     if (b + 1 < blocks) continue;
                     const bool more = code.drained_in(p);
                     for (int64_t o = first; o < last; ++o) {
