@@ -12,8 +12,10 @@ constexpr int64_t kSliceBytes = 36 * 1024;
 // Taps of a function: what processors keep decoded.
 constexpr int64_t kFunctionTaps = 4500;
 constexpr int64_t kPartSums = 24;  // about as many channels to a part
-// Of sums on their way from block to block, per thread: part of the L2 cache.
-constexpr int64_t kBandBytes = 256 * 1024;
+// Code that stays in the L2 cache is visited row by row, while its input is near. Other code is worth
+// passing by for many rows, whose sums may leave that cache between two blocks of channels.
+constexpr int64_t kNearCode = 256 * 1024, kNearBand = 64 * 1024, kFarBand = 1024 * 1024;
+constexpr int64_t kLeastPositions = 16;  // that a function is called for in a row
 
 }  // namespace
 
@@ -74,9 +76,10 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
 
     // A band of rows passes through all parts of a block before the next block.
     const int64_t row_sums = t.width * 64 * (blocks > 1 ? outputs : code.most());
-    const int64_t rows =
-        std::clamp<int64_t>(kBandBytes / row_sums / least * least, least,
-                            (t.height + least - 1) / least * least);
+    const int64_t band_bytes = code.bytes() > kNearCode ? kFarBand : kNearBand;
+    const int64_t rows = std::clamp<int64_t>(
+        std::max(band_bytes / row_sums, kLeastPositions / t.width) / least * least, least,
+        (t.height + least - 1) / least * least);
     const int64_t bands = (t.height + rows - 1) / rows;
     const int64_t shares = parts_per_row(bands * groups, code.parts(), threads);
     bool drained = false;
@@ -114,25 +117,17 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
                 const TapCode::Function function = code.function(b, p);
                 CodeFetch fetch(code, b, p, from, to, (end - begin) * t.width);
                 const bool finishes = last && code.finishes(p);
+                const auto place = [&](const View& view, int64_t y, int64_t x) {
+                    return view.origin + step * group * view.group_bytes + y * view.row_bytes +
+                           x * view.pixel_bytes + first * 64;
+                };
                 char* at = sums;
                 for (int64_t y = begin; y < end; ++y) {
                     const char* pixels = input + y * t.in_row_step;
-                    char* out = finishes
-                                    ? t.output.origin + step * group * t.output.group_bytes +
-                                          first * 64 + y * t.output.row_bytes
-                                    : nullptr;
-                    const char* residual =
-                        finishes && t.residual.origin
-                            ? t.residual.origin + step * group * t.residual.group_bytes +
-                                  first * 64 + y * t.residual.row_bytes
-                            : nullptr;
-                    for (int64_t x = 0; x < t.width; ++x) {
+                    for (int64_t x = 0; x < t.width; ++x, at += pixel, pixels += t.in_pixel_step) {
                         fetch.some();
-                        function(pixels, at, 64, out, residual);
-                        at += pixel;
-                        pixels += t.in_pixel_step;
-                        out += t.output.pixel_bytes;
-                        residual += t.residual.pixel_bytes;
+                        function(pixels, at, 64, finishes ? place(t.output, y, x) : nullptr,
+                                 finishes && t.residual.origin ? place(t.residual, y, x) : nullptr);
                     }
                 }
                 if (!last || finishes) continue;
