@@ -124,6 +124,17 @@ struct StageTask {
     int64_t block_step;
 };
 
+// The stage of one image for code made from the taps, see RealPixels::Grid: parts by kernel row (modulo
+// the stride) and column, each `part` elements, of which [rows][columns] come from the image.
+struct FillTask {
+    int64_t element_bytes;  // 2 or 4
+    int64_t height, width;  // of the image
+    int64_t rows, columns, part;
+    int64_t phases_h, kernel_w;
+    int64_t stride_h, stride_w;  // stride_w: 1 or 2
+    int64_t padding_h, padding_w, dilation_w;
+};
+
 struct PixelKernels {
     int64_t tile_vectors;  // most vectors that a tile of RealPixelTask may span
     int64_t vector_bytes;
@@ -138,6 +149,8 @@ struct PixelKernels {
     // computed; wide: what was drained from them, or null.
     void (*finish_code)(const RealPixelTask&, int64_t o, int64_t first, int64_t lanes,
                         const char* sums, const char* wide);
+    // One channel of one image. Null where no code is made.
+    void (*fill_channel)(const FillTask&, const char* pixels, char* to);
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much

@@ -308,7 +308,19 @@ void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* st
         fill_rows(pixels, to);
 }
 
-void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* stage) const {
+void RealPixels::fill(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
+                      char* stage) const {
+    const Geometry& g = conv_.geometry_;
+    if (code_ && g.stride[1] <= 2) {
+        const int64_t size = element_bytes(kind_);
+        const FillTask task = {size,          g.input.height,   g.input.width,  grid_.rows,
+                               grid_.columns, grid_.part,       grid_.phases_h, g.kernel_w,
+                               g.stride[0],   g.stride[1],      g.padding[0],   g.padding[1],
+                               g.dilation[1]};
+        kernels.fill_channel(task, input.channel(c) + image * input.pixels() * size,
+                             stage + c * grid_.channel() * size);
+        return;
+    }
     if (is_levels(kind_))
         fill<int16_t>(input, image, c, stage);
     else if (kind_ == Kind::kF32)
@@ -394,7 +406,7 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
     t.output_step = output.channel_bytes;
     for (int64_t image = 0; image < input.images; ++image) {
         for_each(input.shape.channels, threads,
-                 [&](int64_t c, int64_t) { fill(input, image, c, stage); });
+                 [&](int64_t c, int64_t) { fill(kernels, input, image, c, stage); });
         const float largest = kernels.narrow(reinterpret_cast<const double*>(stage),
                                              g.input.channels * grid_.channel(),
                                              reinterpret_cast<float*>(floats));
@@ -517,7 +529,7 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
             t.width = t.tile_columns = std::min(step, images - image);
         } else {
             for_each(input.shape.channels, threads,
-                     [&](int64_t c, int64_t) { fill(input, image, c, stage); });
+                     [&](int64_t c, int64_t) { fill(pixel_kernels, input, image, c, stage); });
             t.stage = stage;
         }
         const int64_t first = image * output.pixels();  // lanes

@@ -41,7 +41,8 @@ class RealPixels {
     void fill_rows(const T* pixels, T* to) const;
     template <class T>
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
-    void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
+    void fill(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
+              char* stage) const;
     int64_t slice_bytes() const;
     void make_code();
     void make_lists(const RealConv& conv, const Layout& input);
