@@ -26,6 +26,7 @@ const KernelTable& kernels() {
         bit_conv_sums,
         bit_conv_pair,
         real_conv,
+        kCodeVectorBytes,
         kFinishCode,
         drain_levels,
         combine,

@@ -39,7 +39,7 @@ bool can_run_code() {
     static const bool can = [] {
         try {
             CodePages pages(1);
-            Assembler code(pages.data(), 64);
+            Assembler code(pages.data(), 32, false, 0);
             code.begin_function();
             code.add(Base::kRdi, 42);
             code.load_address(Base::kRax, Base::kRdi, 0);
@@ -70,34 +70,44 @@ void Assembler::word(int32_t value) {
     at_ += sizeof value;
 }
 
-// The four bytes of EVEX. base3: the high bit of a base register; rm4: of a register as second operand,
-// bits 3 and 4 of which are base3 and rm4.
-void Assembler::prefix(const VectorOp& op, int to, int first, bool base3, bool rm4,
-                       bool broadcast) {
-    byte(0x62);
-    byte((to & 8 ? 0 : 0x80) | (rm4 ? 0 : 0x40) | (base3 ? 0 : 0x20) | (to & 16 ? 0 : 0x10) |
-         op.map);
-    byte((op.wide ? 0x80 : 0) | (~first & 15) << 3 | 4 | op.prefix);
-    byte((vector_bytes_ == 64 ? 0x40 : 0x20) | (broadcast ? 0x10 : 0) | (first & 16 ? 0 : 8));
+// EVEX of AVX-512, VEX of AVX2, up to the opcode. rm: the register that is the second operand, or a base.
+// half: 16 or 32 bytes.
+void Assembler::prefix(const VectorOp& op, int to, int first, int rm, bool half, bool broadcast) {
+    const int high = (to & 8 ? 0 : 0x80) | (rm & 16 ? 0 : 0x40) | (rm & 8 ? 0 : 0x20);
+    const int wide = op.wide ? 0x80 : 0, other = (~first & 15) << 3;
+    if (avx512_) {
+        const bool whole = (vector_bytes_ == 64) != half;
+        byte(0x62);
+        byte(high | (to & 16 ? 0 : 0x10) | op.map);
+        byte(wide | other | 4 | op.prefix);
+        byte((whole ? 0x40 : 0x20) | (broadcast ? 0x10 : 0) | (first & 16 ? 0 : 8));
+    } else if (op.map == 1 && !op.wide && !(rm & 8)) {
+        byte(0xC5);
+        byte((to & 8 ? 0 : 0x80) | other | (half ? 0 : 4) | op.prefix);
+    } else {
+        byte(0xC4);
+        byte(high | op.map);
+        byte(wide | other | (half ? 0 : 4) | op.prefix);
+    }
     byte(op.opcode);
 }
 
 void Assembler::operate(const VectorOp& op, int to, int first, int second) {
-    prefix(op, to, first, (second & 8) != 0, (second & 16) != 0, false);
-    byte(0xC0 | (to & 7) << 3 | (second & 7));
+    prefix(op, to, first, second);
+    registers(to, second);
 }
 
 void Assembler::operate(const VectorOp& op, int to, int first, Base base, int64_t distance) {
-    prefix(op, to, first, int(base) >= 8, false, false);
+    prefix(op, to, first, int(base));
     memory(to, base, distance, vector_bytes_);
 }
 
-// A short distance is in units of the operand's bytes.
-void Assembler::memory(int to, Base base, int64_t distance, int64_t unit) {
-    const bool near = is_near(distance, unit);
+// An operand of so many bytes.
+void Assembler::memory(int to, Base base, int64_t distance, int64_t bytes) {
+    const bool near = is_near(distance, unit(bytes));
     byte((near ? 0x40 : 0x80) | (to & 7) << 3 | (int(base) & 7));
     if (near)
-        byte(int(distance / unit));
+        byte(distance / unit(bytes));
     else
         word(int32_t(distance));
 }
@@ -105,28 +115,41 @@ void Assembler::memory(int to, Base base, int64_t distance, int64_t unit) {
 void Assembler::widen_shorts(int to, int from) { operate({2, 1, 0x23}, to, 0, from); }
 
 void Assembler::widen_shorts(int to, Base base, int64_t distance) {
-    prefix({2, 1, 0x23}, to, 0, int(base) >= 8, false, false);
+    prefix({2, 1, 0x23}, to, 0, int(base));
     memory(to, base, distance, vector_bytes_ / 2);
 }
 
-void Assembler::store_low_halves(int vector, Base base, int64_t distance) {
-    prefix({2, 2, 0x33}, vector, 0, int(base) >= 8, false, false);
-    memory(vector, base, distance, vector_bytes_ / 2);
+void Assembler::upper_half(int to, int from) {
+    operate(avx512_ ? VectorOp{3, 1, 0x3B, true} : VectorOp{3, 1, 0x39}, from, 0, to);
+    byte(1);
 }
 
-void Assembler::upper_half(int to, int from) {
-    operate({3, 1, 0x3B, true}, from, 0, to);
-    byte(1);
+void Assembler::store_shorts(int vector, Base base, int64_t distance) {
+    if (avx512_) {
+        prefix({2, 2, 0x33}, vector, 0, int(base));
+    } else {  // pack the halves
+        constexpr VectorOp kPack = {1, 1, 0x6B};
+        upper_half(spare_, vector);
+        prefix(kPack, vector, vector, spare_, true);
+        registers(vector, spare_);
+        prefix(kStore, vector, 0, int(base), true);
+    }
+    memory(vector, base, distance, vector_bytes_ / 2);
 }
 
 void Assembler::operate_with_float(const VectorOp& op, int to, int first,
                                    const uint8_t* constant) {
-    prefix(op, to, first, false, false, true);
-    constant_operand(to, constant);
+    if (avx512_) {
+        prefix(op, to, first, 0, false, true);
+        constant_operand(to, constant);
+        return;
+    }
+    spread_float(spare_, constant);
+    operate(op, to, first, spare_);
 }
 
 void Assembler::spread_float(int to, const uint8_t* constant) {
-    prefix({2, 1, 0x18}, to, 0, false, false, false);
+    prefix({2, 1, 0x18}, to, 0, 0);
     constant_operand(to, constant);
 }
 
@@ -135,35 +158,39 @@ void Assembler::constant_operand(int to, const uint8_t* constant) {
     word(int32_t(constant - (at_ + 4)));
 }
 
-void Assembler::write(const float* values, int count) {
+void Assembler::write(const float* values, int64_t count) {
     std::memcpy(at_, values, size_t(count) * sizeof(float));
     at_ += size_t(count) * sizeof(float);
 }
 
 // direction: what the field of the missing operand holds.
 void Assembler::shift(int direction, int vector, int bits) {
-    prefix({1, 1, 0x72}, direction, vector, (vector & 8) != 0, (vector & 16) != 0, false);
-    byte(0xC0 | direction << 3 | (vector & 7));
+    prefix({1, 1, 0x72}, direction, vector, vector);
+    registers(direction, vector);
     byte(bits);
 }
 
 void Assembler::set_ones(int vector) {
-    operate({3, 1, 0x25}, vector, vector, vector);  // any function of three operands:
-    byte(0xFF);                                            // all bits 1
-    shift(6, vector, 25);                                  // left
-    shift(2, vector, 2);                                   // right
+    if (avx512_) {
+        operate({3, 1, 0x25}, vector, vector, vector);  // any function of three operands:
+        byte(0xFF);                                     // all bits 1
+    } else {
+        operate({1, 1, 0x76}, vector, vector, vector);  // equal
+    }
+    shift(6, vector, 25);  // left
+    shift(2, vector, 2);   // right
 }
 
-void Assembler::register_sum(int opcode, Base to, Base from) {
+void Assembler::add(Base to, Base from) {
     byte(0x48 | (int(from) >= 8 ? 4 : 0) | (int(to) >= 8 ? 1 : 0));
-    byte(opcode);
-    byte(0xC0 | (int(from) & 7) << 3 | (int(to) & 7));
+    byte(0x01);
+    registers(int(from), int(to));
 }
 
 void Assembler::add(Base to, int32_t value) {
     byte(0x48 | (int(to) >= 8 ? 1 : 0));
     byte(0x81);
-    byte(0xC0 | (int(to) & 7));
+    registers(0, int(to));
     word(value);
 }
 

@@ -1,5 +1,5 @@
-// Machine code made at run time: executable memory, and the instructions of AVX-512 that a list of
-// taps is made of.
+// Machine code made at run time: executable memory, and the instructions of AVX2 and AVX-512 that a list
+// of taps is made of.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 
 namespace mpt {
 
-// True where this process may run code that it has written, on a system that calls functions as
-// MachineCode does.
+// True where this process may run code that it has written, on a system that calls functions as the
+// Assembler's are called.
 bool can_run_code();
 
 // Pages that are first written and then, for good, executed; never both.
@@ -42,41 +42,44 @@ struct VectorOp {
 };
 
 constexpr VectorOp kLoad = {1, 0, 0x10}, kStore = {1, 0, 0x11};  // of any elements, at any address
-constexpr VectorOp kAddFloats = {1, 0, 0x58}, kSubFloats = {1, 0, 0x5C};
-constexpr VectorOp kMulFloats = {1, 0, 0x59}, kMinFloats = {1, 0, 0x5D}, kMaxFloats = {1, 0, 0x5F};
-constexpr VectorOp kToFloats = {1, 0, 0x5B};  // from integers of 32 bits
+constexpr VectorOp kAddFloats = {1, 0, 0x58}, kSubFloats = {1, 0, 0x5C}, kMulFloats = {1, 0, 0x59};
+constexpr VectorOp kMinFloats = {1, 0, 0x5D}, kMaxFloats = {1, 0, 0x5F};
 // destination += first * second, and -=
 constexpr VectorOp kMulAddFloats = {2, 1, 0xB8}, kMulSubFloats = {2, 1, 0xBC};
+constexpr VectorOp kToFloats = {1, 0, 0x5B};  // from integers of 32 bits
+constexpr VectorOp kToInts = {1, 1, 0x5B};    // the nearest, ties to even
 constexpr VectorOp kAddShorts = {1, 1, 0xFD}, kSubShorts = {1, 1, 0xF9};
 constexpr VectorOp kXor = {1, 1, 0xEF};
 
 // Writes instructions one behind the other; the caller knows that there is room. Vectors have
-// `vector_bytes`, 32 or 64, and there are 32 registers of them.
+// `vector_bytes`: 64 and 32 registers of AVX-512, or 32 and 16 of AVX2, where `spare` is one that
+// nothing else uses. Half vectors, in memory or the lower half of a register, have half of that.
 class Assembler {
    public:
-    Assembler(uint8_t* at, int vector_bytes) : at_(at), vector_bytes_(vector_bytes) {}
+    Assembler(uint8_t* at, int64_t vector_bytes, bool avx512, int spare)
+        : at_(at), vector_bytes_(vector_bytes), avx512_(avx512), spare_(spare) {}
     uint8_t* at() const { return at_; }
     // A memory operand's distance costs one byte where this is true, four otherwise.
-    bool is_near(int64_t distance) const { return is_near(distance, vector_bytes_); }
+    bool is_near(int64_t distance) const { return is_near(distance, unit(vector_bytes_)); }
 
     void operate(const VectorOp& op, int to, int first, int second);
     void operate(const VectorOp& op, int to, int first, Base base, int64_t distance);
     // The same with one float in all lanes of the second operand, at `constant`.
     void operate_with_float(const VectorOp& op, int to, int first, const uint8_t* constant);
-    // Loads and stores have no first operand.
+    // Of one operand.
+    void convert(const VectorOp& op, int to, int from) { operate(op, to, 0, from); }
     void move(const VectorOp& op, int vector, Base base, int64_t distance) {
         operate(op, vector, 0, base, distance);
     }
-    void set_ones(int vector);  // 1.0f in all lanes
+    void set_ones(int vector);                           // 1.0f in all lanes
     void spread_float(int to, const uint8_t* constant);  // the one float at `constant`
-    // Between the lower half of a vector, or memory, of 16-bit integers and a whole one of 32-bit ones.
+    // Half a vector of 16-bit integers to a whole one of 32-bit ones, and back.
     void widen_shorts(int to, int from);
     void widen_shorts(int to, Base base, int64_t distance);
-    void store_low_halves(int vector, Base base, int64_t distance);
-    void upper_half(int to, int from);  // of 64 bytes
+    void store_shorts(int vector, Base base, int64_t distance);  // which changes; they fit 16 bits
+    void upper_half(int to, int from);
 
-    void add(Base to, Base from) { register_sum(0x01, to, from); }
-    void sub(Base to, Base from) { register_sum(0x29, to, from); }
+    void add(Base to, Base from);
     void add(Base to, int32_t value);
     void load_address(Base to, Base base, int64_t distance);
     void push(Base base);
@@ -85,22 +88,27 @@ class Assembler {
     void leave();           // no vector in use; return
     void align(int64_t bytes);
     void skip(int64_t bytes) { at_ += bytes; }
-    void write(const float* values, int count);
+    void write(const float* values, int64_t count);
 
    private:
     static bool is_near(int64_t distance, int64_t unit) {
         return distance % unit == 0 && distance >= -128 * unit && distance <= 127 * unit;
     }
-    void byte(int value) { *at_++ = uint8_t(value); }
+    // What a short distance to an operand of so many bytes is counted in.
+    int64_t unit(int64_t bytes) const { return avx512_ ? bytes : 1; }
+    void byte(int64_t value) { *at_++ = uint8_t(value); }
     void word(int32_t value);
-    void prefix(const VectorOp& op, int to, int first, bool base3, bool rm4, bool broadcast);
-    void memory(int to, Base base, int64_t distance, int64_t unit);
+    void prefix(const VectorOp& op, int to, int first, int rm, bool half = false,
+                bool broadcast = false);
+    void registers(int to, int rm) { byte(0xC0 | (to & 7) << 3 | (rm & 7)); }
+    void memory(int to, Base base, int64_t distance, int64_t bytes);
     void constant_operand(int to, const uint8_t* constant);
     void shift(int direction, int vector, int bits);
-    void register_sum(int opcode, Base to, Base from);
 
     uint8_t* at_;
-    int vector_bytes_;
+    const int64_t vector_bytes_;
+    const bool avx512_;
+    const int spare_;
 };
 
 }  // namespace mpt

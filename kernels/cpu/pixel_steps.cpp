@@ -131,11 +131,11 @@ void BitConvStep::run_pixels(const PixelContext& context, int output) const {
 }
 
 int64_t RealConvStep::pixel_stage_bytes(const PixelContext& context, int output) const {
-    return pixels().stage_bytes(context.kernels, context.views[output].images, context.threads);
+    return pixels(context.kernels).stage_bytes(context.kernels, context.views[output].images, context.threads);
 }
 
 void RealConvStep::run_pixels(const PixelContext& context, int output) const {
-    pixels().run(context.kernels, context.views[sources_[0]], context.views[output],
+    pixels(context.kernels).run(context.kernels, context.views[sources_[0]], context.views[output],
                  residual_view(context, sources_), context.threads, context.stage);
 }
 

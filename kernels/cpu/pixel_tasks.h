@@ -149,7 +149,7 @@ struct PixelKernels {
     // computed; wide: what was drained from them, or null.
     void (*finish_code)(const RealPixelTask&, int64_t o, int64_t first, int64_t lanes,
                         const char* sums, const char* wide);
-    // One channel of one image. Null where no code is made.
+    // One channel of one image; null without masked vectors.
     void (*fill_channel)(const FillTask&, const char* pixels, char* to);
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);

@@ -130,7 +130,7 @@ class RealConvStep : public Step {
 
    private:
     // Its lists are made for the first small batch: a network for large ones does without them.
-    const RealPixels& pixels() const;
+    const RealPixels& pixels(const KernelTable& kernels) const;
 
     RealConv conv_;
     std::vector<Layout> layouts_;  // of the sources

@@ -213,8 +213,10 @@ struct KernelTable {
     // to a group and three times the scratch.
     void (*real_conv)(const RealConvTask&, int64_t group, int64_t row, int64_t begin, int64_t end,
                       void* scratch);
-    // What follows the sums of one row (pooled: of two rows from `row` on) that code made from the taps
-    // has computed, to the output. Null where no code is made.
+    // Vectors of code made from the taps of real convolutions; 0: none is made for this instruction set.
+    int64_t code_vector_bytes;
+    // What follows the sums of one row (pooled: of two rows from `row` on) that such code has computed, to
+    // the output.
     void (*finish_code)(const RealConvTask&, const CodeSums&, int64_t group, int64_t row);
     // `count` sums of 16 bits, a multiple of 32, into those of 32 bits.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);

@@ -10,9 +10,20 @@
 namespace mpt {
 namespace {
 
-// Vector registers: sums from 0 on, then these.
-constexpr int kMostSums = 27, kInput = 27, kOther = 28, kZero = 30, kOnes = 31;
-constexpr int kLow = 29, kHigh = 30, kRounder = 31;  // behind the taps of levels
+// Vector registers: sums from 0 on, then these. Some of them change their use behind the taps.
+struct Registers {
+    int sums;          // as many
+    int spare;         // of the Assembler
+    int input, other;  // operands on their way
+    int zero, ones;    // of reals
+    int low, high;     // of levels, behind the taps
+};
+constexpr Registers kOfAvx512 = {27, -1, 27, 28, 30, 31, 30, 31};
+constexpr Registers kOfAvx2 = {11, 11, 12, 13, 14, 15, 14, 15};
+
+const Registers& registers_of(const CodeShape& shape) {
+    return shape.avx512 ? kOfAvx512 : kOfAvx2;
+}
 
 // What a function is called with.
 constexpr Base kCalledInput = Base::kRdi, kCalledSums = Base::kRsi, kCalledStep = Base::kRdx;
@@ -21,8 +32,6 @@ constexpr Base kCalledOutput = Base::kRcx, kCalledResidual = Base::kR8;
 constexpr std::array<Base, 9> kBases = {Base::kRax, Base::kR9,  Base::kR10, Base::kR11, Base::kRbx,
                                         Base::kRbp, Base::kR13, Base::kR14, Base::kR15};
 constexpr size_t kUnsaved = 4;
-
-constexpr float kRounding = 12582912.0F;  // see to_levels
 
 // Upper bounds of code, in bytes: of a tap with its load, its weight and its share of what leads from
 // channel to channel; of the rest of a function.
@@ -72,7 +81,11 @@ Taps CompactTaps::expanded() const {
 class TapCode::Writer {
  public:
     Writer(const CodeShape& shape, const CodeEnd* end, bool signs, uint8_t* at)
-        : shape_(shape), end_(end), signs_(signs), code_(at, shape.vector_bytes) {}
+        : shape_(shape),
+          end_(end),
+          signs_(signs),
+          use_(registers_of(shape)),
+          code_(at, shape.vector_bytes, shape.avx512, use_.spare) {}
 
     uint8_t* at() const { return code_.at(); }
 
@@ -89,9 +102,9 @@ class TapCode::Writer {
         if (!signs_) code_.skip(int64_t(entries.size() * sizeof(float)));
         const uint8_t* scales = code_.at();
         if (output >= 0) {
-            const std::array<float, 3> levels = {end_->low_level, end_->high_level, kRounding};
             code_.write(end_->scales + 4 * output, 4 * sums);
-            code_.write(levels.data(), int(levels.size()));
+            code_.write(&end_->low_level, 1);
+            code_.write(&end_->high_level, 1);
         }
         code_.align(64);
         start_ = code_.at();
@@ -101,7 +114,7 @@ class TapCode::Writer {
             if (b >= kUnsaved) code_.push(kBases[b]);
             code_.load_address(kBases[b], kCalledInput, windows_[b]);
         }
-        if (real() && signs_) code_.set_ones(kOnes);
+        if (real() && signs_) code_.set_ones(use_.ones);
         const bool restored = std::find(fresh.begin(), fresh.end(), false) != fresh.end();
         if (restored) code_.push(kCalledSums);
         for (int s = 0; s < sums; ++s) {
@@ -118,7 +131,7 @@ class TapCode::Writer {
                 if (begins[i] != begins[i + 1])
                     taps(c, k, entries.data() + begins[i], entries.data() + begins[i + 1]);
             }
-            if (running() && c + 1 < channels)
+            if (running() && !windows_.empty() && c + 1 < channels)
                 code_.add(kBases[0], int32_t(shape_.channel_bytes));
         }
         if (output < 0)
@@ -144,10 +157,11 @@ class TapCode::Writer {
     // Distances for as few bases as bring the input of all taps near one of them.
     void choose_bases(int64_t first_channel, int64_t channels) {
         windows_.clear();
+        first_ = first_channel * shape_.channel_bytes;
+        if (!shape_.avx512) return;  // short distances would reach two vectors
         const int64_t reach = 128 * shape_.vector_bytes;
         const auto [low, high] =
             std::minmax_element(shape_.positions.begin(), shape_.positions.end());
-        first_ = first_channel * shape_.channel_bytes;
         if (running()) {
             const int64_t middle = (*low + *high) / 2 / shape_.vector_bytes * shape_.vector_bytes;
             windows_.push_back(first_ + middle);
@@ -167,23 +181,24 @@ class TapCode::Writer {
 
     // Which base and how far from it: channel c of the block at position k.
     std::pair<Base, int64_t> place(int64_t c, int64_t k) const {
-        const int64_t at = first_ + shape_.positions[size_t(k)] +
-                           (running() ? 0 : c * shape_.channel_bytes);
+        const int64_t at = first_ + shape_.positions[size_t(k)];
+        if (running() && !windows_.empty()) return {kBases[0], at - windows_[0]};
+        const int64_t own = at + c * shape_.channel_bytes;
         for (size_t b = 0; b < windows_.size(); ++b)
-            if (running() || code_.is_near(at - windows_[b])) return {kBases[b], at - windows_[b]};
-        return {kCalledInput, at};
+            if (code_.is_near(own - windows_[b])) return {kBases[b], own - windows_[b]};
+        return {kCalledInput, own};
     }
 
     void taps(int64_t c, int64_t k, const Entry* begin, const Entry* end) {
         const auto [base, distance] = place(c, k);
         const bool alone = end - begin == 1 && signs_;
-        if (!alone) code_.move(kLoad, kInput, base, distance);
+        if (!alone) code_.move(kLoad, use_.input, base, distance);
         for (const Entry* e = begin; e != end; ++e) {
             const int sum = e->sum;
             if (!signs_) {
                 std::memcpy(weights_, &e->weight, sizeof e->weight);
-                code_.operate_with_float(kMulFloats, kOther, kInput, weights_);
-                code_.operate(kAddFloats, sum, sum, kOther);
+                code_.operate_with_float(kMulFloats, use_.other, use_.input, weights_);
+                code_.operate(kAddFloats, sum, sum, use_.other);
                 weights_ += sizeof e->weight;
                 continue;
             }
@@ -192,11 +207,11 @@ class TapCode::Writer {
             const VectorOp& op = multiply ? (e->negative ? kMulSubFloats : kMulAddFloats)
                                  : real() ? (e->negative ? kSubFloats : kAddFloats)
                                           : (e->negative ? kSubShorts : kAddShorts);
-            const int first = multiply ? kOnes : sum;
+            const int first = multiply ? use_.ones : sum;
             if (alone)
                 code_.operate(op, sum, first, base, distance);
             else
-                code_.operate(op, sum, first, kInput);
+                code_.operate(op, sum, first, use_.input);
         }
     }
 
@@ -207,54 +222,53 @@ class TapCode::Writer {
     }
 
     void finish_reals(int sums, const uint8_t* scales) {
-        if (end_->relu) code_.operate(kXor, kZero, kZero, kZero);
+        const int input = use_.input, zero = use_.zero;
+        if (end_->relu) code_.operate(kXor, zero, zero, zero);
         for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float)) {
             if (end_->scaled) scale(s, scales);
             if (end_->residual) {
-                code_.move(kLoad, kInput, kCalledResidual, s * 64);
-                scale(kInput, scales + 2 * sizeof(float));
-                code_.operate(kAddFloats, s, s, kInput);
+                code_.move(kLoad, input, kCalledResidual, s * 64);
+                scale(input, scales + 2 * sizeof(float));
+                code_.operate(kAddFloats, s, s, input);
             }
             // The second operand where it is not a number, as in PyTorch's relu.
-            if (end_->relu) code_.operate(kMaxFloats, s, kZero, s);
+            if (end_->relu) code_.operate(kMaxFloats, s, zero, s);
             code_.move(kStore, s, kCalledOutput, s * 64);
         }
     }
 
-    // In halves: 32 sums of 16 bits become twice 16 floats and levels again.
+    // In halves: a vector of sums of 16 bits becomes twice as many floats, and levels again.
     void finish_levels(int sums, const uint8_t* scales) {
         const uint8_t* const levels = scales + size_t(sums) * 4 * sizeof(float);
-        code_.spread_float(kLow, levels);
-        code_.spread_float(kHigh, levels + sizeof(float));
-        code_.spread_float(kRounder, levels + 2 * sizeof(float));
+        code_.spread_float(use_.low, levels);
+        code_.spread_float(use_.high, levels + sizeof(float));
+        const int other = use_.other;
         for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float))
             for (int half = 0; half < 2; ++half) {
-                // The lower half's sums are not needed again once the upper half has its own.
-                const int value = half == 0 ? kInput : s;
-                if (half == 0) {
-                    code_.widen_shorts(value, s);
-                } else {
-                    code_.upper_half(s, s);
-                    code_.widen_shorts(s, s);
-                }
-                code_.operate(kToFloats, value, 0, value);
+                const int64_t place = s * 64 + half * shape_.vector_bytes / 2;
+                // The upper half may take the register of the sums.
+                const int value = half == 0 ? use_.input : s;
+                if (half == 1) code_.upper_half(s, s);
+                code_.widen_shorts(value, s);
+                code_.convert(kToFloats, value, value);
                 scale(value, scales);
                 if (end_->residual) {
-                    code_.widen_shorts(kOther, kCalledResidual, s * 64 + half * 32);
-                    code_.operate(kToFloats, kOther, 0, kOther);
-                    scale(kOther, scales + 2 * sizeof(float));
-                    code_.operate(kAddFloats, value, value, kOther);
+                    code_.widen_shorts(other, kCalledResidual, place);
+                    code_.convert(kToFloats, other, other);
+                    scale(other, scales + 2 * sizeof(float));
+                    code_.operate(kAddFloats, value, value, other);
                 }
-                code_.operate(kMinFloats, value, value, kHigh);
-                code_.operate(kMaxFloats, value, value, kLow);
-                code_.operate(kAddFloats, value, value, kRounder);
-                code_.store_low_halves(value, kCalledOutput, s * 64 + half * 32);
+                code_.operate(kMinFloats, value, value, use_.high);
+                code_.operate(kMaxFloats, value, value, use_.low);
+                code_.convert(kToInts, value, value);
+                code_.store_shorts(value, kCalledOutput, place);
             }
     }
 
     const CodeShape& shape_;
     const CodeEnd* const end_;
     const bool signs_;
+    const Registers& use_;
     Assembler code_;
     uint8_t* start_ = nullptr;
     uint8_t* weights_ = nullptr;
@@ -272,7 +286,7 @@ TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& sh
     if (farthest + g.input.channels * shape.channel_bytes > std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per block of images");
     blocks_ = (g.group_channels + block - 1) / block;
-    const int64_t parts = (outputs + kMostSums - 1) / kMostSums;
+    const int64_t most = registers_of(shape).sums, parts = (outputs + most - 1) / most;
     for (int64_t p = 0; p <= parts; ++p) firsts_.push_back(outputs * p / parts);
 
     std::vector<CompactTaps::Cursor> cursors;

@@ -5,6 +5,7 @@
 // two dozen output channels, whose sums stay in registers, and a tap is an addition of two registers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -76,11 +77,19 @@ class CompactTaps {
 // c * channel_bytes + positions[k] behind what it is called with.
 struct CodeShape {
     Kind kind;          // f32, or levels in 16 bits
-    int vector_bytes;   // of the lanes computed together, 32 or 64
+    bool avx512;        // or AVX2
+    int64_t vector_bytes;  // of the lanes computed together: 32, or 64 with AVX-512
     int64_t channel_bytes;
     std::vector<int64_t> positions;
     int64_t block_channels;  // of the input (of a group): see TapCode
 };
+
+// `shape` for the vectors of an instruction set, or smaller ones.
+inline CodeShape shape_for(const KernelTable& kernels, CodeShape shape, int64_t most_bytes = 64) {
+    shape.avx512 = kernels.code_vector_bytes == 64;
+    shape.vector_bytes = std::min(kernels.code_vector_bytes, most_bytes);
+    return shape;
+}
 
 // What the code does with the sums of reals or levels behind the last block, where that is all: as in
 // RealConvTask, from images to images of one kind.
@@ -90,7 +99,7 @@ struct CodeEnd {
     const float* scales;  // [O][4]
 };
 
-// Functions for AVX-512, one for every block of input channels and part of the output channels. Reals
+// Functions, one for every block of input channels and part of the output channels. Reals
 // are added in the order of the taps.
 class TapCode {
  public:

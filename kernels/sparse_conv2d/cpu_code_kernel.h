@@ -1,5 +1,5 @@
-// What follows the sums of code made from a layer's taps, images in the lanes: scale, shift, residual,
-// relu, the maxima of 2x2, and rounding to levels.
+// What follows the sums of code made from a layer's taps where the code itself does not end with it,
+// images in the lanes: scale, shift, residual, relu, the maxima of 2x2, and rounding to levels.
 #pragma once
 
 #include "sparse_conv2d/cpu_kernel.h"
@@ -8,8 +8,10 @@
 namespace mpt {
 namespace MPT_ISA {
 
-#ifdef __AVX512BW__
-// One channel's value from its sum.
+#if (MPT_VECTOR_BYTES == 32 && defined(__AVX2__)) || defined(__AVX512BW__)
+constexpr int64_t kCodeVectorBytes = MPT_VECTOR_BYTES;
+
+// A vector of one channel's value from its sum.
 template <bool RESIDUAL>
 MPT_INLINE F32 finish_real(const RealConvTask& t, const float* scales, const char* sum,
                            const char* residual) {
@@ -29,10 +31,12 @@ MPT_INLINE void finish_real_row(const RealConvTask& t, const CodeSums& s, int64_
     for (int64_t x = 0; x < t.width; ++x) {
         const float* scales = t.scales + 4 * s.first;
         for (int64_t i = 0; i < s.channels; ++i, sum += 64, scales += 4)
-            store(out + i * t.output.channel_bytes,
-                  finish_real<RESIDUAL>(t, scales, sum,
-                                        RESIDUAL ? residual + i * t.residual.channel_bytes
-                                                 : nullptr));
+#pragma GCC unroll 2
+            for (int at = 0; at < 64; at += int(sizeof(F32)))
+                store(out + i * t.output.channel_bytes + at,
+                      finish_real<RESIDUAL>(
+                          t, scales, sum + at,
+                          RESIDUAL ? residual + i * t.residual.channel_bytes + at : nullptr));
         out += t.output.pixel_bytes;
         if (RESIDUAL) residual += t.residual.pixel_bytes;
     }
@@ -45,31 +49,36 @@ MPT_INLINE void finish_real_maxima(const RealConvTask& t, const CodeSums& s, int
     char* out = tile_origin(t.output, group, row / 2, 0, s.first);
     for (int64_t x = 0; x < t.width; x += 2, sums += 2 * pixel, out += t.output.pixel_bytes) {
         const float* scales = t.scales + 4 * s.first;
-        for (int64_t i = 0; i < s.channels; ++i, scales += 4) {
-            const auto at = [&](int64_t offset) __attribute__((always_inline)) {
-                return finish_real<false>(t, scales, sums + offset + i * 64, nullptr);
-            };
-            F32 best = larger(at(0), at(pixel));
-            best = larger(best, at(s.row_bytes));
-            best = larger(best, at(s.row_bytes + pixel));
-            store(out + i * t.output.channel_bytes, best);
-        }
+        for (int64_t i = 0; i < s.channels; ++i, scales += 4)
+#pragma GCC unroll 2
+            for (int at = 0; at < 64; at += int(sizeof(F32))) {
+                const char* sum = sums + i * 64 + at;
+                const auto value = [&](int64_t offset) __attribute__((always_inline)) {
+                    return finish_real<false>(t, scales, sum + offset, nullptr);
+                };
+                F32 best = larger(value(0), value(pixel));
+                best = larger(best, value(s.row_bytes));
+                best = larger(best, value(s.row_bytes + pixel));
+                store(out + i * t.output.channel_bytes + at, best);
+            }
     }
 }
 
-// Half of a channel's 32 images, from its sums and what was drained from them.
+// Some of a channel's 32 images from lane `lane` on.
 template <bool RESIDUAL>
 MPT_INLINE F32 finish_code_levels(const RealConvTask& t, const float* scales, const char* sums,
-                                  const char* wide, const char* residual) {
+                                  const char* wide, const char* residual, int lane) {
     const LevelAffine a = {scales[0], scales[1], scales[2], scales[3], t.low_level, t.high_level};
-    return finish_levels(a, sums, wide, RESIDUAL ? residual : nullptr);
+    return finish_levels(a, sums + lane * 2, wide ? wide + lane * 4 : nullptr,
+                         RESIDUAL ? residual + lane * 2 : nullptr);
 }
 
-MPT_INLINE void store_half(const RealConvTask& t, F32 value, int half, char* out) {
+MPT_INLINE void store_part(const RealConvTask& t, F32 value, int lane, char* out) {
     if (t.output.kind == Kind::kF32)
-        store(out + half * t.output.group_bytes, clamp(value, t.low_level, t.high_level));
+        store(out + lane / kGroup * t.output.group_bytes + lane % kGroup * 4,
+              clamp(value, t.low_level, t.high_level));
     else
-        store(out + half * 32, to_levels(value, t.low_level, t.high_level));
+        store(out + lane * 2, to_levels(value, t.low_level, t.high_level));
 }
 
 template <bool RESIDUAL>
@@ -82,17 +91,13 @@ MPT_INLINE void finish_level_row(const RealConvTask& t, const CodeSums& s, int64
     for (int64_t x = 0; x < t.width; ++x) {
         const float* scales = t.scales + 4 * s.first;
         for (int64_t i = 0; i < s.channels; ++i, sum += 64, scales += 4) {
-            char* const to = out + i * t.output.channel_bytes;
-            const char* const other =
-                RESIDUAL ? residual + i * t.residual.channel_bytes : nullptr;
-            const bool drained = wide && s.drained[i];
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half)
-                store_half(t,
-                           finish_code_levels<RESIDUAL>(t, scales, sum + half * 32,
-                                                        drained ? wide + half * 64 : nullptr,
-                                                        RESIDUAL ? other + half * 32 : nullptr),
-                           half, to);
+            const char* other = RESIDUAL ? residual + i * t.residual.channel_bytes : nullptr;
+            const char* drained = wide && s.drained[i] ? wide : nullptr;
+#pragma GCC unroll 4
+            for (int lane = 0; lane < int(kLevelLanes); lane += kLevelVector)
+                store_part(t,
+                           finish_code_levels<RESIDUAL>(t, scales, sum, drained, other, lane),
+                           lane, out + i * t.output.channel_bytes);
             if (wide) wide += 128;
         }
         out += t.output.pixel_bytes;
@@ -110,20 +115,20 @@ MPT_INLINE void finish_level_maxima_row(const RealConvTask& t, const CodeSums& s
         const float* scales = t.scales + 4 * s.first;
         for (int64_t i = 0; i < s.channels; ++i, scales += 4) {
             const bool drained = wide && s.drained[i];
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 4
+            for (int lane = 0; lane < int(kLevelLanes); lane += kLevelVector) {
                 F32 best = {};
 #pragma GCC unroll 4
                 for (int k = 0; k < 4; ++k) {
                     const int64_t at = k / 2 * s.row_bytes + k % 2 * pixel + i * 64;
-                    F32 value = finish_code_levels<false>(
-                        t, scales, sums + at + half * 32,
-                        drained ? wide + 2 * at + half * 64 : nullptr, nullptr);
+                    F32 value = finish_code_levels<false>(t, scales, sums + at,
+                                                          drained ? wide + 2 * at : nullptr,
+                                                          nullptr, lane);
                     if (t.output.kind == Kind::kF32)
                         value = clamp(value, t.low_level, t.high_level);
                     best = k == 0 ? value : larger(best, value);
                 }
-                store_half(t, best, half, out + i * t.output.channel_bytes);
+                store_part(t, best, lane, out + i * t.output.channel_bytes);
             }
         }
         if (wide) wide += 4 * pixel;
@@ -142,6 +147,7 @@ static void finish_code(const RealConvTask& t, const CodeSums& s, int64_t group,
 }
 constexpr auto kFinishCode = &finish_code;
 #else
+constexpr int64_t kCodeVectorBytes = 0;
 constexpr decltype(KernelTable::finish_code) kFinishCode = nullptr;
 #endif
 

@@ -23,7 +23,7 @@ void RealConv::prepare_code(const Layout& layout) {
     const Geometry& g = geometry_;
     const View input = layout.view(nullptr, lanes_of(layout.kind));
     const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
-    code_shape_ = {layout.kind, 64, input.channel_bytes, {}, 0};
+    code_shape_ = {layout.kind, false, 0, input.channel_bytes, {}, 0};
     for (int64_t y = 0; y < g.kernel_h; ++y)
         for (int64_t x = 0; x < g.kernel_w; ++x)
             code_shape_.positions.push_back(y * g.dilation[0] * input.row_bytes +
@@ -50,7 +50,7 @@ void RealConv::prepare_code(const Layout& layout) {
 }
 
 // With its end where the results are of the input's kind and not pooled.
-const TapCode& RealConv::code(const RealConvTask& t) const {
+const TapCode& RealConv::code(const KernelTable& kernels, const RealConvTask& t) const {
     const bool ends = !t.pooled && is_levels(t.input.kind) == is_levels(t.output.kind);
     std::call_once(code_made_[ends], [&] {
         const CodeEnd end = {t.scale != nullptr,
@@ -59,8 +59,8 @@ const TapCode& RealConv::code(const RealConvTask& t) const {
                              t.low_level,
                              t.high_level,
                              scales_.data()};
-        code_[ends] =
-            std::make_unique<const TapCode>(geometry_, compact_, code_shape_, ends ? &end : nullptr);
+        code_[ends] = std::make_unique<const TapCode>(
+            geometry_, compact_, shape_for(kernels, code_shape_), ends ? &end : nullptr);
     });
     return *code_[ends];
 }
@@ -69,7 +69,7 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
                         int64_t threads) const {
     RealConvTask t = task;
     t.scales = scales_.data();
-    const TapCode& code = this->code(t);
+    const TapCode& code = this->code(kernels, t);
     const bool levels = is_levels(t.input.kind);
     const int64_t blocks = code.blocks(), least = t.pooled ? 2 : 1;
     const int64_t outputs = geometry_.output.channels;
@@ -126,8 +126,11 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
                     const char* pixels = input + y * t.in_row_step;
                     for (int64_t x = 0; x < t.width; ++x, at += pixel, pixels += t.in_pixel_step) {
                         fetch.some();
-                        function(pixels, at, 64, finishes ? place(t.output, y, x) : nullptr,
-                                 finishes && t.residual.origin ? place(t.residual, y, x) : nullptr);
+                        char* const out = finishes ? place(t.output, y, x) : at;
+                        const char* const residual =
+                            finishes && t.residual.origin ? place(t.residual, y, x) : at;
+                        for (int64_t v = 0; v < 64; v += kernels.code_vector_bytes)
+                            function(pixels + v, at + v, 64, out + v, residual + v);
                     }
                 }
                 if (!last || finishes) continue;

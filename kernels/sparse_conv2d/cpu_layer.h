@@ -54,7 +54,7 @@ class RealConv {
     RealConvTask task(const View& input, const View& output, const View& residual,
                       bool pooled) const;
     // Made for the first batch with images in the lanes.
-    const TapCode& code(const RealConvTask& task) const;
+    const TapCode& code(const KernelTable& kernels, const RealConvTask& task) const;
     void run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
                   int64_t threads) const;
 

@@ -44,7 +44,8 @@ void copy_row(const T* row, int64_t width, int64_t first, int64_t step, T* to, i
 
 }  // namespace
 
-RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* residual)
+RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
+                       const Layout* residual)
     : conv_(conv), kind_(input.kind) {
     const Geometry& g = conv.geometry_;
     const Affine& affine = conv.affine_;
@@ -82,7 +83,7 @@ RealPixels::RealPixels(const RealConv& conv, const Layout& input, const Layout* 
     if (!input.by_pixels) {
         make_lists(conv, input);
     } else if (grid_.by_column && fused_ && !points_) {
-        make_code();
+        make_code(kernels);
     } else {
         Layout apart = input;
         apart.by_pixels = false;
@@ -121,13 +122,12 @@ void RealPixels::make_lists(const RealConv& conv, const Layout& input) {
     float_weights_.assign(weights_f64_.begin(), weights_f64_.end());
 }
 
-void RealPixels::make_code() {
+void RealPixels::make_code(const KernelTable& kernels) {
     const Geometry& g = conv_.geometry_;
     const int64_t size = element_bytes(kind_), lanes = g.output.height * g.output.width;
-    vector_bytes_ = lanes * size <= 32 ? 32 : 64;
+    CodeShape shape = shape_for(kernels, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
+    vector_bytes_ = shape.vector_bytes;
     vectors_ = (lanes * size + vector_bytes_ - 1) / vector_bytes_;
-    CodeShape shape = conv_.code_shape_;
-    shape.vector_bytes = int(vector_bytes_);
     shape.channel_bytes = grid_.channel() * size;
     shape.positions.clear();
     for (int64_t y = 0; y < g.kernel_h; ++y)
@@ -311,7 +311,7 @@ void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* st
 void RealPixels::fill(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
                       char* stage) const {
     const Geometry& g = conv_.geometry_;
-    if (code_ && g.stride[1] <= 2) {
+    if (code_ && kernels.fill_channel && g.stride[1] <= 2) {
         const int64_t size = element_bytes(kind_);
         const FillTask task = {size,          g.input.height,   g.input.width,  grid_.rows,
                                grid_.columns, grid_.part,       grid_.phases_h, g.kernel_w,

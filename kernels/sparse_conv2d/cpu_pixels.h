@@ -14,7 +14,8 @@ class RealPixels {
    public:
     // `conv` must outlive this and be prepared for `input`; `residual` is null without one. Inputs by
     // pixels, there, mean code here.
-    RealPixels(const RealConv& conv, const Layout& input, const Layout* residual);
+    RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
+               const Layout* residual);
 
     int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
     // `residual.data` is null without one.
@@ -44,7 +45,7 @@ class RealPixels {
     void fill(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
               char* stage) const;
     int64_t slice_bytes() const;
-    void make_code();
+    void make_code(const KernelTable& kernels);
     void make_lists(const RealConv& conv, const Layout& input);
     void list_levels(const RealConv& conv, const std::vector<int32_t>& offsets);
     void list_reals(const RealConv& conv, const std::vector<int32_t>& offsets);
