@@ -18,7 +18,6 @@ constexpr int64_t kShiftedColumns = 3, kShiftedBytes = 8 << 20;
 constexpr int64_t kTileBytes = 12 * 64;  // of the sums of the largest tile
 constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
 constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
-constexpr int64_t kBandBytes = 256 * 1024;  // of sums of code on their way from block to block
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -122,24 +121,6 @@ void RealPixels::make_lists(const RealConv& conv, const Layout& input) {
     float_weights_.assign(weights_f64_.begin(), weights_f64_.end());
 }
 
-void RealPixels::make_code(const KernelTable& kernels) {
-    const Geometry& g = conv_.geometry_;
-    const int64_t size = element_bytes(kind_), lanes = g.output.height * g.output.width;
-    CodeShape shape = shape_for(kernels, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
-    vector_bytes_ = shape.vector_bytes;
-    vectors_ = (lanes * size + vector_bytes_ - 1) / vector_bytes_;
-    shape.channel_bytes = grid_.channel() * size;
-    shape.positions.clear();
-    for (int64_t y = 0; y < g.kernel_h; ++y)
-        for (int64_t x = 0; x < g.kernel_w; ++x) {
-            const int64_t row = y * g.dilation[0];
-            const int64_t part = row % g.stride[0] * grid_.parts_w + x;
-            shape.positions.push_back(
-                (part * grid_.part + row / g.stride[0] * grid_.columns) * size);
-        }
-    code_ = std::make_unique<const TapCode>(g, conv_.compact_, shape);
-}
-
 // The part of an input channel under a tile.
 int64_t RealPixels::slice_bytes() const {
     const Geometry& g = conv_.geometry_;
@@ -237,13 +218,13 @@ int64_t RealPixels::grid_bytes(Kind kind) const {
 }
 
 int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) const {
-    if (code_) return code_sums_bytes(threads) * (is_levels(kind_) ? 3 : 1);
     const int64_t outputs = conv_.geometry_.output.channels, count = parts(threads);
     const int64_t vectors = kernels.tile_vectors * (is_levels(kind_) ? 3 : 1);
     return ((outputs + count - 1) / count * vectors + 1) * kernels.vector_bytes;  // one of slack
 }
 
 int64_t RealPixels::stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const {
+    if (code_) return code_bytes(images, threads);
     const Shape out = conv_.geometry_.output;
     const int64_t sums =
         fused_ ? 0
@@ -308,19 +289,7 @@ void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* st
         fill_rows(pixels, to);
 }
 
-void RealPixels::fill(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
-                      char* stage) const {
-    const Geometry& g = conv_.geometry_;
-    if (code_ && kernels.fill_channel && g.stride[1] <= 2) {
-        const int64_t size = element_bytes(kind_);
-        const FillTask task = {size,          g.input.height,   g.input.width,  grid_.rows,
-                               grid_.columns, grid_.part,       grid_.phases_h, g.kernel_w,
-                               g.stride[0],   g.stride[1],      g.padding[0],   g.padding[1],
-                               g.dilation[1]};
-        kernels.fill_channel(task, input.channel(c) + image * input.pixels() * size,
-                             stage + c * grid_.channel() * size);
-        return;
-    }
+void RealPixels::fill(const PixelView& input, int64_t image, int64_t c, char* stage) const {
     if (is_levels(kind_))
         fill<int16_t>(input, image, c, stage);
     else if (kind_ == Kind::kF32)
@@ -384,6 +353,16 @@ RealPixelTask RealPixels::task(const PixelKernels& kernels, Kind kind) const {
     return t;
 }
 
+void RealPixels::set_output(const PixelView& output, const PixelView& residual,
+                            RealPixelTask* t) const {
+    const LevelRange range = level_range(output.kind, conv_.affine_.operation);
+    t->output_kind = output.kind;
+    t->low_level = range.low;
+    t->high_level = range.high;
+    t->output_step = output.channel_bytes;
+    t->residual_step = residual.channel_bytes;
+}
+
 // Signs of double values that are floats, decided as in double but mostly in float. False, and
 // nothing is decided, where some are not or the output's rows are no whole bytes.
 bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& input,
@@ -406,7 +385,7 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
     t.output_step = output.channel_bytes;
     for (int64_t image = 0; image < input.images; ++image) {
         for_each(input.shape.channels, threads,
-                 [&](int64_t c, int64_t) { fill(kernels, input, image, c, stage); });
+                 [&](int64_t c, int64_t) { fill(input, image, c, stage); });
         const float largest = kernels.narrow(reinterpret_cast<const double*>(stage),
                                              g.input.channels * grid_.channel(),
                                              reinterpret_cast<float*>(floats));
@@ -424,75 +403,10 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
     return true;
 }
 
-int64_t RealPixels::code_shares(int64_t threads) const {
-    return parts_per_row(1, code_->parts(), threads);
-}
-
-// Vectors of a channel that pass through all parts of a block before the next block.
-int64_t RealPixels::code_band() const {
-    const int64_t channels =
-        code_->blocks() > 1 ? conv_.geometry_.output.channels : code_->most();
-    return std::clamp<int64_t>(kBandBytes / (channels * vector_bytes_), 1, vectors_);
-}
-
-// Of a thread, without those of 32 bits.
-int64_t RealPixels::code_sums_bytes(int64_t threads) const {
-    int64_t channels = code_->most();
-    const int64_t shares = code_shares(threads);
-    for (int64_t s = 0; code_->blocks() > 1 && s < shares; ++s)
-        channels = std::max(channels, code_->first(code_->parts() * (s + 1) / shares) -
-                                          code_->first(code_->parts() * s / shares));
-    return channels * code_band() * vector_bytes_;
-}
-
-void RealPixels::run_code(const PixelKernels& kernels, const RealPixelTask& t, int64_t threads,
-                          char* scratch) const {
-    const TapCode& code = *code_;
-    const int64_t shares = code_shares(threads), blocks = code.blocks(), band = code_band();
-    const int64_t sums_bytes = code_sums_bytes(threads), row = band * vector_bytes_;
-    const int64_t scratch_step = rounded(scratch_bytes(kernels, threads), 64);
-    const int64_t lanes = t.height * t.width, of_vector = vector_bytes_ / element_bytes(kind_);
-    for_each(shares, threads, [&](int64_t share, int64_t thread) {
-        const int64_t from = code.parts() * share / shares;
-        const int64_t to = code.parts() * (share + 1) / shares;
-        char* const own = scratch + thread * scratch_step;
-        for (int64_t begin = 0; begin < vectors_; begin += band) {
-            const int64_t count = std::min(band, vectors_ - begin);
-            for (int64_t b = 0; b < blocks; ++b)
-                for (int64_t p = from; p < to; ++p) {
-                    const TapCode::Function function = code.function(b, p);
-                    const int64_t first = code.first(p), last = code.first(p + 1);
-                    char* const sums = own + (blocks > 1 ? (first - code.first(from)) * row : 0);
-                    char* const wide = own + sums_bytes + 2 * (sums - own);
-                    for (int64_t o = first; b > 0 && o < last; ++o) {
-                        const Drain drain = code.drain(b, o);
-                        const int64_t at = (o - first) * row;
-                        if (drain != Drain::kNone)
-                            kernels.drain(sums + at, row / 2, drain, wide + 2 * at);
-                    }
-                    CodeFetch fetch(code, b, p, from, to, count);
-                    for (int64_t v = 0; v < count; ++v) {
-                        fetch.some();
-                        function(t.stage + (begin + v) * vector_bytes_, sums + v * vector_bytes_,
-                                 row, nullptr, nullptr);
-                    }
-                    if (b + 1 < blocks) continue;
-                    const bool more = code.drained_in(p);
-                    for (int64_t o = first; o < last; ++o) {
-                        const int64_t at = (o - first) * row;
-                        kernels.finish_code(t, o, begin * of_vector,
-                                            std::min(lanes - begin * of_vector, count * of_vector),
-                                            sums + at,
-                                            more && code.drained()[o] ? wide + 2 * at : nullptr);
-                    }
-                }
-        }
-    });
-}
-
 void RealPixels::run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
                      const PixelView& residual, int64_t threads, char* stage) const {
     const PixelKernels& pixel_kernels = pixel_kernels_for(kernels);
+    if (code_) return run_code(kernels, input, output, residual, threads, stage);
     const int64_t outputs = output.shape.channels, images = input.images;
     if (filter_ && run_in_float(pixel_kernels, input, output, threads, stage)) return;
     RealPixelTask t = task(pixel_kernels, kind_);
@@ -504,12 +418,7 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
         sums.data = scratch + threads * scratch_step;
         sums.channel_bytes = pixel_channel_bytes(kind_, output.lanes(), kernels);
     }
-    const LevelRange range = level_range(output.kind, conv_.affine_.operation);
-    t.output_kind = output.kind;
-    t.low_level = range.low;
-    t.high_level = range.high;
-    t.output_step = sums.channel_bytes;
-    t.residual_step = residual.channel_bytes;
+    set_output(sums, residual, &t);
 
     const View views[2] = {sums.groups(), residual.data ? residual.groups() : View{}};
     CombineTask combine = {};
@@ -529,17 +438,13 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
             t.width = t.tile_columns = std::min(step, images - image);
         } else {
             for_each(input.shape.channels, threads,
-                     [&](int64_t c, int64_t) { fill(pixel_kernels, input, image, c, stage); });
+                     [&](int64_t c, int64_t) { fill(input, image, c, stage); });
             t.stage = stage;
         }
-        const int64_t first = image * output.pixels();  // lanes
+        const int64_t first = image * output.pixels();
         t.output = sums.data + first * element_bytes(sums.kind);
         t.residual =
             fused_ && residual.data ? residual.data + first * element_bytes(kind_) : nullptr;
-        if (code_) {
-            run_code(pixel_kernels, t, threads, scratch);
-            continue;
-        }
         for_each(count, threads, [&](int64_t part, int64_t thread) {
             const int64_t begin = outputs * part / count, end = outputs * (part + 1) / count;
             pixel_kernels.real_conv(t, begin, end, scratch + thread * scratch_step);

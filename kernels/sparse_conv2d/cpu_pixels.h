@@ -42,8 +42,7 @@ class RealPixels {
     void fill_rows(const T* pixels, T* to) const;
     template <class T>
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
-    void fill(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
-              char* stage) const;
+    void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     int64_t slice_bytes() const;
     void make_code(const KernelTable& kernels);
     void make_lists(const RealConv& conv, const Layout& input);
@@ -51,11 +50,20 @@ class RealPixels {
     void list_reals(const RealConv& conv, const std::vector<int32_t>& offsets);
     void choose_tile(const PixelKernels& kernels, RealPixelTask* task) const;
     RealPixelTask task(const PixelKernels& kernels, Kind kind) const;
+    void set_output(const PixelView& output, const PixelView& residual, RealPixelTask* task) const;
+    // Of layers that are code: images whose stages lie side by side, shares of the output channels, and
+    // vectors of sums that pass through all parts of a block before the next block.
+    int64_t code_images(int64_t images) const;
     int64_t code_shares(int64_t threads) const;
-    int64_t code_sums_bytes(int64_t threads) const;
-    int64_t code_band() const;
-    void run_code(const PixelKernels& kernels, const RealPixelTask& task, int64_t threads,
-                  char* scratch) const;
+    int64_t code_band(int64_t images) const;
+    int64_t code_sums_bytes(int64_t images, int64_t threads) const;
+    int64_t code_bytes(int64_t images, int64_t threads) const;
+    void fill_code(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
+                   char* stage) const;
+    void run_code(const KernelTable& kernels, const PixelView& input, const PixelView& output,
+                  const PixelView& residual, int64_t threads, char* stage) const;
+    void run_share(const PixelKernels& kernels, const RealPixelTask& task, int64_t images,
+                   int64_t image_bytes, int64_t from, int64_t to, char* scratch) const;
     bool run_in_float(const PixelKernels& kernels, const PixelView& input,
                       const PixelView& output, int64_t threads, char* stage) const;
 
