@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kArenaBudget = int64_t{48} << 20, kArenaBudgetBits = int64_t{192} << 20;
 // Up to here pixels in the lanes are faster, by measurement: see benchmarks/NOTES.md.
 constexpr int64_t kPixelImagesBits = 16, kPixelImagesReals = 6, kPixelImagesLevels = 12;
+constexpr int64_t kCodeImagesReals = 8, kCodeImagesLevels = 16;
 
 int64_t unit_bytes(const Layout& layout) {  // per 16 lanes, so that offsets scale with the lanes
     return (layout.bytes(kGroup) + kSlack + 63) / 64 * 64;
@@ -306,8 +307,10 @@ void Program::plan_buffers() {
 
 bool Program::uses_pixels(int64_t images) const {
     if (lane_layout_ != LaneLayout::kAuto) return lane_layout_ != LaneLayout::kImages;
-    return images <= (levels()          ? kPixelImagesLevels
+    const bool code = values_[0].layout.by_pixels;
+    return images <= (levels()          ? (code ? kCodeImagesLevels : kPixelImagesLevels)
                       : lanes_ > kGroup ? kPixelImagesBits
+                      : code            ? kCodeImagesReals
                                         : kPixelImagesReals);
 }
 
