@@ -362,10 +362,8 @@ std::vector<std::string> Program::pixel_names(int64_t images) const {
     return names;
 }
 
-// True of networks of floats or levels alone, where the processor and the system let their
-// convolutions be made into code.
 bool Program::makes_code() const {
-    if (!code_ || kernels_.code_vector_bytes == 0 || !can_run_code()) return false;
+    if (output_ < 0 || !code_ || kernels_.code_vector_bytes == 0 || !can_run_code()) return false;
     for (Kind kind : {Kind::kBits, Kind::kShorts, Kind::kSums, Kind::kF64})
         if (any_of_kind(kind)) return false;
     return std::all_of(steps_.begin(), steps_.end(), [&](const auto& step) {

@@ -43,6 +43,7 @@ class PackedModel(nn.Module):
         backend: str | None = None,
         threads: int | None = None,
         pixels: Pixels | None = None,
+        code: bool | None = None,
     ) -> None:
         super().__init__()
         if threads is not None and (not isinstance(threads, int) or threads < 1):
@@ -58,7 +59,7 @@ class PackedModel(nn.Module):
         self._on_devices: dict[torch.device, Callable[[Tensor], Tensor]] = {}
         self._last_images: int | None = None
         self._engines = {
-            stage: Model(stage.program)
+            stage: Model(stage.program, code=code)
             for stage in stages
             if isinstance(stage, EngineStage) and self.backend == "cpu"
         }
@@ -227,6 +228,7 @@ def pack(
     pixels: tuple[Sequence[float], Sequence[float]] | None = None,
     activations: str = "float",
     calibration: Tensor | Iterable[Tensor] | None = None,
+    code: bool | None = None,
 ) -> PackedModel:
     """Packs a trained network: what it keeps as bits, what it computes as one program.
 
@@ -246,6 +248,8 @@ def pack(
     8-bit integers and the result an approximation, faster at large batches (`packed.quantize`).
     `calibration`: for "int8", images [N, ...] as the packed network takes them, or a list of such
     batches; a few hundred of the training set are enough. Compare the accuracy of both.
+    `code`: False keeps the C++ engine from making machine code of float and 8-bit layers
+    (`runtime.Model`).
 
     What the engine has no step for runs in PyTorch and is named in `plan()`. Raises PackError, in
     one line, for a model that cannot be traced, run on the example, or has NaN parameters; and for
@@ -277,7 +281,9 @@ def pack(
         stage = _whole(parts, "8-bit activations need the engine for every layer; replace it")
         batches = _calibration(calibration, graph.input_view, known)
         stage.program = quantize(stage.program, batches)
-    return PackedModel(parts, graph.input, graph.output, graph.input_view, backend, threads, known)
+    return PackedModel(
+        parts, graph.input, graph.output, graph.input_view, backend, threads, known, code
+    )
 
 
 def _whole(parts: Sequence[Stage], remedy: str) -> EngineStage:
@@ -343,14 +349,20 @@ def _pixels(pixels: Any) -> Pixels:
 
 
 def load(
-    path: str | os.PathLike, backend: str | None = None, threads: int | None = None
+    path: str | os.PathLike,
+    backend: str | None = None,
+    threads: int | None = None,
+    code: bool | None = None,
 ) -> PackedModel:
-    """Reads a packed file; raises FileError, in one line, unless it is whole and unaltered."""
+    """Reads a packed file; raises FileError, in one line, unless it is whole and unaltered.
+
+    `backend`, `threads` and `code` are as in `pack`.
+    """
     program = runtime.read_program(path)
     source = InputNode("input", program.input)
     target = Node("output", program.values()[program.output].shape)
     stage = EngineStage(program, source, target)
     output = Ref(target, program.output_shape)
     return PackedModel(
-        [stage], source, output, program.input_shape, backend, threads, program.pixels
+        [stage], source, output, program.input_shape, backend, threads, program.pixels, code
     )

@@ -20,10 +20,11 @@ from mpt_fast.runtime.program import (
     Step,
 )
 
-# Of programs compiled from here on: the best instruction set this machine has, and images or pixels
-# in the lanes by the size of the batch; tests try the others.
+# Of programs compiled from here on: the best instruction set this machine has, images or pixels
+# in the lanes by the size of the batch, machine code where it can be made; tests try the others.
 ISA = "auto"
 LAYOUT = "auto"
+CODE = True
 
 
 class Run(NamedTuple):
@@ -46,11 +47,16 @@ class CompiledProgram:
         input_kind: Kind,
         isa: str | None = None,
         layout: str | None = None,
+        code: bool | None = None,
     ) -> None:
         self.input_shape = program.input
         """(C, H, W) of one image."""
         self._handle = cpu.engine().Program(
-            *program.input, isa=isa or ISA, input_kind=input_kind, layout=layout or LAYOUT
+            *program.input,
+            isa=isa or ISA,
+            input_kind=input_kind,
+            layout=layout or LAYOUT,
+            code=CODE if code is None else code,
         )
         for number, step in enumerate(program.steps):
             value = _add(self._handle, step)
@@ -71,6 +77,11 @@ class CompiledProgram:
     def isa(self) -> str:
         """Instruction set in use: "avx512", "avx2" or "plain"."""
         return self._handle.isa
+
+    @property
+    def code(self) -> bool:
+        """True if convolutions run as machine code made from their taps."""
+        return self._handle.makes_code
 
     def block_lanes(self, batch: int) -> int:
         """Images side by side in the first block of a batch."""

@@ -25,6 +25,7 @@ from mpt_fast.runtime.program import (
     Program,
     Step,
 )
+from mpt_fast.runtime.synthetic import Synthetic
 
 needs_engine = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
 ISAS = cpu.engine().isas() if cpu.available() else []
@@ -174,6 +175,42 @@ def test_bad_inputs(x: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         runtime.Model(every_step())(x)  # type: ignore[arg-type]  # on purpose
     assert "\n" not in str(error.value)
+
+
+@needs_engine
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("levels", [False, True])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_code_gives_the_bits_of_lists(levels: bool, batch: int, isa: str) -> None:
+    net = Synthetic((3, 7, 7))
+    if levels:
+        last = net.levels(net.combine(0, "i8"), 30, 3, 0.5)
+        last = net.levels(last, 30, 3, 0.3, residual=last)
+        net.combine(net.pool(last, 2), "f32")
+    else:
+        last = net.real(0, 30, 3, 0.5)
+        last = net.real(last, 30, 3, 0.3, binary=False, act="relu", residual=last)
+        net.pool(net.pool(last, 2), 3, average=True)
+    program = net.program()
+    with_code, without = (CompiledProgram(program, "f32", isa, code=code) for code in (True, False))
+    assert not without.code
+    if not with_code.code:
+        pytest.skip("no code is made for this instruction set or on this system")
+    x = 20 * np.random.default_rng(2).normal(size=(batch, 3, 7, 7)).astype(np.float32)
+    assert np.array_equal(with_code(x, threads=1), without(x, threads=1))
+
+
+@needs_engine
+def test_models_without_code(tmp_path: Path) -> None:
+    net = Synthetic((3, 6, 6))
+    net.real(0, 4, 3, 0.5)
+    path = tmp_path / "net.mpt"
+    runtime.write_program(net.program(), path)
+    for model in (runtime.load(path, code=False), runtime.Model(net.program(), code=False)):
+        assert not model.compiled("f32").code
+        assert not model.compiled("f64").code
+    kinds = {kind: runtime.load(path).compiled(kind).code for kind in ("f32", "f64")}
+    assert kinds == {"f32": CompiledProgram(net.program(), "f32").code, "f64": False}
 
 
 def test_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
