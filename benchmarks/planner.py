@@ -15,7 +15,7 @@ import numpy as np
 import mpt_fast as mpt
 from mpt_fast.benchmark.run import images, ticket
 from mpt_fast.measure.timing import percentile
-from mpt_fast.runtime import Program, calibration, planner
+from mpt_fast.runtime import Program, calibration, kernels, planner
 from mpt_fast.runtime.engine import CompiledProgram
 from mpt_fast.runtime.synthetic import Synthetic
 
@@ -30,14 +30,22 @@ def layers() -> list[tuple[str, Program, int]]:
         bits = Synthetic((channels, side, side), seed=7)
         source = bits.combine(0, "bits")
         real = Synthetic((channels, side, side), seed=8)
+        levels = Synthetic((channels, side, side), seed=9)
+        level = levels.combine(0, "i8")
         for density in (0.35, 0.15, 0.07, 0.03):
             bits.sign(source, channels, size, density)
             real.real(0, channels, size, density)
+            levels.levels(level, channels, size, density)
         bits.sums(source, channels, 1, 0.25)
         bits.pool(source, 2)
         real.pool(0, 2)
         real.real(0, channels, size, 0.12, binary=False)
-        found += [("layers", bits.program(), 512), ("layers", real.program(), 48)]
+        levels.combine(level, "f32")
+        found += [
+            ("layers", bits.program(), 512),
+            ("layers", real.program(), 48),
+            ("layers", levels.program(), 96),
+        ]
     return found
 
 
@@ -45,18 +53,24 @@ def networks() -> list[tuple[str, Program, int]]:
     """The same of whole networks, at batches that go in the lanes image by image: the others have
     no prediction."""
     found = []
+    x = images(64, (3, 32, 32))
     for name in ("vgg_small", "resnet18"):
         for kind, batches in (("binary", (512, 64)), ("relu", (64, 32))):
-            packed = mpt.pack(ticket(name, kind, 0.9), images(1, (3, 32, 32)), "cpu")
+            packed = mpt.pack(ticket(name, kind, 0.9), x[:1], "cpu")
             found += [(f"{name} {kind}", packed.program, batch) for batch in batches]
+        packed = mpt.pack(
+            ticket(name, "relu", 0.9), x[:1], "cpu", activations="int8", calibration=x
+        )
+        found += [(f"{name} int8", packed.program, batch) for batch in (64, 32)]
     return found
 
 
 def errors(program: Program, batch: int, threads: int = 1) -> list[tuple[str, float, float]]:
     """(case, predicted, measured) of every step that takes long enough."""
     compiled = CompiledProgram(program, program.input_kind)
-    costs = calibration.costs(compiled.isa, threads)
-    blocks = {"images": calibration.blocks(compiled, batch)}
+    layout = calibration.layout_of(compiled)
+    costs = calibration.costs(compiled.isa, threads, layout)
+    blocks = {layout: calibration.blocks(compiled, batch)}
     predicted = planner.ways(program, blocks, costs)[0].steps
     x = np.random.default_rng(0).standard_normal((batch, *program.input)).astype(np.float32)
     times = []
@@ -80,7 +94,8 @@ def report() -> dict[str, Any]:
     """Seconds of a fit, and per group of programs the errors of steps and of whole programs."""
     isa = CompiledProgram(layers()[0][1], "f32").isa
     start = time.perf_counter()
-    calibration.fit(calibration.measure(isa, 1))
+    for layout in kernels.LAYOUTS:
+        calibration.fit(calibration.measure(isa, 1, layout))
     found: dict[str, Any] = {"fit_seconds": time.perf_counter() - start, "isa": isa}
     groups: dict[str, list[float]] = {}
     wholes = []

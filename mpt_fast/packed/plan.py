@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mpt_fast.packed.gpu.routes import choices, lanes
-from mpt_fast.runtime import Model, Program, calibration, planner
+from mpt_fast.runtime import CompiledProgram, Model, Program, calibration, kernels, planner
 from mpt_fast.runtime.program import Taps
 
 
@@ -109,20 +109,34 @@ def device_rows(program: Program, batch: int) -> list[PlanStep]:
 def engine_rows(model: Model, batch: int, threads: int) -> list[PlanStep]:
     """One row per step of a program on the engine, with its times."""
     program, compiled = model.program, model.compiled("f32")
-    costs = calibration.costs(compiled.isa, threads)
-    blocks = {"images": calibration.blocks(compiled, batch)}
-    rows = _rows(program, planner.ways(program, blocks, costs)[0], compiled.lanes)
-    if compiled.uses_pixels(batch):  # the cost model knows images in the lanes only
-        names = compiled.pixel_kernels(batch)
-        rows = [
-            replace(r, kernel=f"{name or r.kernel}, pixels", predicted=None)
-            for r, name in zip(rows, names, strict=True)
-        ]
+    if compiled.uses_pixels(batch):
+        way = _pixel_way(program, compiled, batch)
+    else:
+        layout = calibration.layout_of(compiled)
+        blocks = {layout: calibration.blocks(compiled, batch)}
+        costs = calibration.costs(compiled.isa, threads, layout)
+        way = planner.ways(program, blocks, costs)[0]
+    rows = _rows(program, way, compiled.lanes)
     last = compiled.last_run
     if last is None or (last.images, last.threads) != (batch, threads):
         return rows
     # A step done inside a later one has no time of its own.
     return [replace(r, measured=t or None) for r, t in zip(rows, last.step_times, strict=True)]
+
+
+def _pixel_way(program: Program, compiled: CompiledProgram, batch: int) -> planner.Way:
+    """A batch with its pixels in the lanes, of which the cost model knows nothing."""
+    values, choices = program.values(), []
+    names = compiled.pixel_kernels(batch)
+    for step, result, name in zip(program.steps, values[1:], names, strict=True):
+        sources = [values[source] for source in step.sources()]
+        code = compiled.code and kernels.code_by_columns(step, sources, result)
+        layout = kernels.CODE if code else kernels.IMAGES
+        kernel = kernels.kernels_for(step, sources, result, layout)[0]
+        choices.append(
+            planner.StepChoice(f"{name or kernel.name}, pixels", kernel.case, kernel.why, None)
+        )
+    return planner.Way("pixels", tuple(choices))
 
 
 def _rows(program: Program, way: planner.Way, lanes: int) -> list[PlanStep]:

@@ -3,10 +3,13 @@
 Small synthetic layers run through the engine's own programs and step clock, at full and at small
 batches; each kernel's coefficients are the non-negative least-squares fit of the relative error.
 
+Programs whose layers run as machine code have coefficients of their own, measured when a plan first
+asks for them.
+
 The file lies in the user's cache folder ($XDG_CACHE_HOME/mpt_fast, else ~/.cache/mpt_fast).
 MPT_FAST_CACHE names another folder, or switches it off where it is empty. Its key is the
-processor, the instruction set, the engine's build, the threads and the model's terms; a file that
-is damaged or has another key is measured anew.
+processor, the instruction set, the engine's build, the threads, the layout and the model's terms;
+a file that is damaged or has another key is measured anew.
 """
 
 import functools
@@ -29,7 +32,7 @@ from numpy.typing import NDArray
 from mpt_fast.kernels import cpu
 from mpt_fast.runtime.container import FileError, write_whole
 from mpt_fast.runtime.engine import CompiledProgram
-from mpt_fast.runtime.kernels import KERNELS, Block, kernels_for
+from mpt_fast.runtime.kernels import CODE, IMAGES, KERNELS, Block, Kernel, kernels_for
 from mpt_fast.runtime.processor import processor
 from mpt_fast.runtime.program import Flatten, Kind, Program
 from mpt_fast.runtime.synthetic import Synthetic
@@ -37,12 +40,22 @@ from mpt_fast.runtime.synthetic import Synthetic
 logger = logging.getLogger("mpt_fast")
 
 CACHE = "MPT_FAST_CACHE"
-_FORMAT = 1  # raised when a count changes its meaning; names of terms are checked by themselves
+_FORMAT = 2  # raised when a count changes its meaning; names of terms are checked by themselves
 _REPEATS = 8
-_SECONDS = 0.8  # no further repetition is begun after that
+_SECONDS = 0.6  # no further repetition is begun after that
 
 Costs = Mapping[str, tuple[float, ...]]
 """Coefficients in seconds by `Kernel.case`, in the order of its terms."""
+
+
+def layout_of(compiled: CompiledProgram) -> str:
+    """The layout in which `compiled` runs with images in the lanes."""
+    return CODE if compiled.code else IMAGES
+
+
+def kernels_of(layout: str) -> list[Kernel]:
+    """The kernels that have coefficients in a layout."""
+    return [kernel for kernel in KERNELS if kernel.layout == layout]
 
 
 def blocks(compiled: CompiledProgram, batch: int) -> list[Block]:
@@ -57,28 +70,33 @@ def blocks(compiled: CompiledProgram, batch: int) -> list[Block]:
 
 
 @functools.lru_cache(maxsize=32)
-def costs(isa: str, threads: int) -> Costs:
-    """The coefficients for an instruction set and a number of threads, from the file or fitted."""
-    key = _key(isa, threads)
+def costs(isa: str, threads: int, layout: str) -> Costs:
+    """The coefficients of a layout's kernels for an instruction set and threads, read or fitted."""
+    key = _key(isa, threads, layout)
     path = _path(key)
-    known = _read(path, key) if path is not None else None
+    known = _read(path, key, layout) if path is not None else None
     if known is not None:
         return known
     start = time.perf_counter()
-    fitted = fit(measure(isa, threads))
+    fitted = fit(measure(isa, threads, layout))
     logger.info(
-        "cost model of %s, %d threads: fitted in %.1f s", isa, threads, time.perf_counter() - start
+        "cost model of %s, %s, %d threads: fitted in %.1f s",
+        isa,
+        layout,
+        threads,
+        time.perf_counter() - start,
     )
     if path is not None:
         _write(path, key, fitted)
     return fitted
 
 
-def _key(isa: str, threads: int) -> dict[str, Any]:
+def _key(isa: str, threads: int, layout: str) -> dict[str, Any]:
     name, flags = processor()
     return {
         "format": _FORMAT,
-        "terms": {kernel.case: list(kernel.terms) for kernel in KERNELS},
+        "terms": {kernel.case: list(kernel.terms) for kernel in kernels_of(layout)},
+        "layout": layout,
         "processor": name or platform.processor() or platform.machine(),
         "instruction_sets": flags,
         "isa": isa,
@@ -102,7 +120,7 @@ def _path(key: Mapping[str, Any]) -> Path | None:
     return folder / f"costs-{digest}.json"
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> Costs | None:
+def _read(path: Path, key: Mapping[str, Any], layout: str) -> Costs | None:
     """The coefficients in the file; None unless it is whole, of this key and of these kernels."""
     try:
         data = json.loads(path.read_bytes())
@@ -110,7 +128,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Costs | None:
         known = {case: tuple(float(c) for c in values) for case, values in stored.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    lengths = {kernel.case: len(kernel.terms) for kernel in KERNELS}
+    lengths = {kernel.case: len(kernel.terms) for kernel in kernels_of(layout)}
     numbers = itertools.chain.from_iterable(known.values())
     whole = {case: len(values) for case, values in known.items()} == lengths
     return known if whole and all(math.isfinite(c) and c >= 0 for c in numbers) else None
@@ -142,18 +160,19 @@ def points(
         if seconds == 0:  # done inside a later step
             continue
         sources = [values[source] for source in step.sources()]
-        for kernel in kernels_for(step, sources, result, "images"):
+        for kernel in kernels_for(step, sources, result, layout_of(compiled)):
             counts = [kernel.count(step, sources, result, block) for block in parts]
             yield Point(kernel.case, tuple(map(sum, zip(*counts, strict=True))), seconds)
 
 
-def measure(isa: str, threads: int) -> list[Point]:
-    """Times of the synthetic layers: of each the least of a few runs, in seconds."""
+def measure(isa: str, threads: int, layout: str) -> list[Point]:
+    """Times of a layout's synthetic layers: of each the least of a few runs, in seconds."""
     end = time.perf_counter() + _SECONDS
     rng = np.random.default_rng(0)
     runs = []
-    for program, batches in _programs():
-        compiled = CompiledProgram(program, program.input_kind, isa, "images")
+    code = layout == CODE
+    for program, batches in _code_programs() if code else _programs():
+        compiled = CompiledProgram(program, program.input_kind, isa, "images", code)
         for batch in (min(batch, compiled.lanes) for batch in batches):
             x = rng.standard_normal((batch, *program.input))
             x = x.astype(np.float32 if program.input_kind == "f32" else np.float64)
@@ -173,12 +192,14 @@ def measure(isa: str, threads: int) -> list[Point]:
 
 
 def fit(measured: Sequence[Point]) -> Costs:
-    """Coefficients of every kernel with the least relative error over the points of its case."""
+    """Coefficients of every kernel measured, with the least relative error over its points."""
     by_case: dict[str, list[Point]] = defaultdict(list)
     for point in measured:
         by_case[point.case].append(point)
     fitted = {}
     for kernel in KERNELS:
+        if kernel.case not in by_case:
+            continue
         own = by_case[kernel.case]
         counts = np.array([point.counts for point in own])
         seconds = np.array([max(point.seconds, 1e-9) for point in own])
@@ -280,4 +301,43 @@ def _programs() -> list[tuple[Program, tuple[int, ...]]]:
                 net.pool(0, side, average=True)
                 net.pool(0, 2, average=True)
             found.append((net.program(), (16, 32)))
+    return found
+
+
+def _code_programs() -> list[tuple[Program, tuple[int, ...]]]:
+    """The same of layers that run as code: of floats or levels alone."""
+    found: list[tuple[Program, tuple[int, ...]]] = []
+    shapes = ((3, 16, 32), (16, 16, 16), (64, 48, 8), (192, 96, 4), (256, 160, 4), (512, 256, 1))
+    for channels, outputs, side in shapes:
+        size = 1 if side == 1 else 3
+        net = Synthetic((channels, side, side))
+        for density in (0.3, 0.1, 0.03):
+            last = net.real(0, outputs, size, density)
+        net.real(0, outputs, size, 0.2, residual=last)
+        for density in (0.3, 0.1, 0.03):
+            real = net.real(0, outputs, size, density, binary=False)
+        net.real(0, outputs, size, 0.1, binary=False, residual=real)
+        net.combine(0, "f32")
+        net.combine(last, "f32", real)
+        for source in (0, last, real):
+            net.add(Flatten(src=source))
+        if side > 1:
+            net.pool(0, 2)
+            net.pool(0, side)
+            net.pool(0, side, average=True)
+            net.pool(0, 2, average=True)
+        found.append((net.program(), (16,)))
+
+        net = Synthetic((channels, side, side))
+        level = net.combine(0, "i8")
+        for density in (0.3, 0.1, 0.03):
+            last = net.levels(level, outputs, size, density)
+        net.levels(level, outputs, size, 0.2, residual=last)
+        net.combine(last, "i8", last)
+        net.add(Flatten(src=level))
+        if side > 1:
+            net.pool(level, 2)
+            net.pool(level, side)
+        net.combine(level, "f32")
+        found.append((net.program(), (32,)))
     return found

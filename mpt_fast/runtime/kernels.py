@@ -7,7 +7,7 @@ step is a further entry of KERNELS; the cheapest wins (`planner`), and all give 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpt_fast.runtime.program import (
     LEVELS,
@@ -23,6 +23,12 @@ from mpt_fast.runtime.program import (
 )
 
 _L1, _L2 = 32 * 1024, 512 * 1024  # bytes; on a machine with others the coefficients absorb it
+_PAGE = 4096
+_SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of loads
+
+# Layouts with images in the lanes: values lie channel by channel, or pixel by pixel as layers read
+# and write them that run as code made from their taps.
+IMAGES, CODE = "images", "images by pixels"
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ Count = Callable[[Step, Sources, Value, Block], tuple[float, ...]]
 class Kernel:
     """A way to run some steps.
 
-    `name` is what a plan prints; `case` what has coefficients of its own; `layout` what lies in
-    the lanes. `terms` names the entries of `count`'s result for one block.
+    `name` is what a plan prints; `case` what has coefficients of its own; `layout` how the values
+    of the programs lie that have it. `terms` names the entries of `count`'s result for one block.
     """
 
     name: str
@@ -112,6 +118,58 @@ def _levels(step: Step, sources: Sources, result: Value, block: Block) -> tuple[
     return _real(step, sources, result, half)
 
 
+def _code(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
+    """By how the engine cuts a layer: a function for each block of input channels and part of the
+    output channels, which passes through a band of rows before the next.
+    """
+    assert isinstance(step, Conv | ConvAffine)
+    outputs, inputs, height, width = step.taps.shape
+    kept, area = step.taps.kept, height * width
+    levels = sources[0].kind in LEVELS
+    groups = math.ceil(block.groups / 2) if levels else block.groups  # 32 images to a vector
+    function_taps = 4500 * outputs * inputs / max(1, kept) / min(24, outputs)
+    blocks = math.ceil(inputs / max(1, int(min(function_taps, 36 * 1024 / (64 * area)))))
+    if levels:
+        blocks = max(blocks, math.ceil(kept / outputs / 200))  # as many fit 16-bit sums
+    parts = math.ceil(outputs / (27 if block.words == 8 else 11))  # by the vector registers
+
+    size = kept * (_SIGN_BYTES if step.taps.binary else _FLOAT_BYTES)
+    row_bytes = 64 * result.width * (outputs if blocks > 1 else math.ceil(outputs / parts))
+    band = 1024 * 1024 if size > 256 * 1024 else 64 * 1024
+    rows = min(result.height, max(1, band // row_bytes, 16 // result.width))
+    # Every band fetches code that the L2 cache does not hold.
+    bands = 1 + (math.ceil(result.height / rows) - 1) * min(1.0, _beyond(size, _L2))
+    fetched = kept * bands * groups
+
+    pixels = result.height * result.width * groups
+    pieces = max(parts, step.groups)  # of outputs that read the same inputs
+    read = 1 - (1 - kept / step.taps.weights) ** (outputs / pieces)
+    adds, written = kept * pixels, outputs * pixels
+    return (
+        1,
+        adds,
+        adds * _beyond(size / blocks / parts, _L1),
+        pieces * inputs * area * read * pixels,
+        written,
+        written * (blocks - 1),
+        fetched,
+        fetched * max(0.0, 1 - result.height * result.width / 8),  # no other pixel hides it
+        written if isinstance(step, ConvAffine) and step.residual >= 0 else 0,
+    )
+
+
+def _by_pixels(count: Count) -> Count:
+    """From (calls, values, values read) of a kernel that goes through rows of single channels."""
+
+    def counted(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
+        call, values, read = count(step, sources, result, block)[:3]
+        rows = result.channels * result.height * block.groups
+        far = read if 64 * sources[0].channels >= _PAGE else 0
+        return call, rows, values, read, far
+
+    return counted
+
+
 def _combine(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     assert isinstance(step, Combine)
     values = math.prod(result.shape) * block.groups
@@ -126,8 +184,33 @@ def _pool(step: Step, sources: Sources, result: Value, block: Block) -> tuple[fl
     return 1, values, values * math.prod(step.kernel) * (2 if result.kind == "f64" else 1)
 
 
+def code_by_columns(step: Step, sources: Sources, result: Value) -> bool:
+    """With pixels in the lanes: whether a program that makes code makes it for `step` too.
+
+    As the engine decides (RealPixels): of narrow kernels over maps whose shifted copies fit caches.
+    """
+    if not isinstance(step, Conv | ConvAffine) or step.taps.shape[3] > 3:
+        return False
+    if _single(sources[0]) and _single(result) and step.taps.shape[2:] == (1, 1):
+        return False
+    reach = (step.taps.shape[2] - 1) * step.dilation[0]
+    part = 32 * math.ceil((result.height + reach // step.stride[0]) * result.width / 32)
+    size = 2 if sources[0].kind in LEVELS else 4
+    parts = min(step.stride[0], reach + 1) * step.taps.shape[3]
+    return sources[0].channels * parts * part * size <= 8 << 20
+
+
 def _flatten(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     return (1,)
+
+
+def _flatten_copy(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
+    return 1, math.prod(result.shape) * block.groups
+
+
+def _single(value: Value) -> bool:
+    """One pixel."""
+    return value.height * value.width == 1
 
 
 def _real_kernel(kind: str, binary: bool) -> Kernel:
@@ -140,7 +223,7 @@ def _real_kernel(kind: str, binary: bool) -> Kernel:
     return Kernel(
         "sparse",
         f"sparse {kind} {'signs' if binary else 'floats'}",
-        "images",
+        IMAGES,
         runs,
         ("call", "tile", "tap", "tap beyond L1", "value", "value signed or added to"),
         _real,
@@ -148,11 +231,42 @@ def _real_kernel(kind: str, binary: bool) -> Kernel:
     )
 
 
+def _code_kernel(kind: str, binary: bool) -> Kernel:
+    """`kind`: "f32" or "levels"."""
+    levels = kind == "levels"
+
+    def runs(step: Step, sources: Sources, result: Value) -> bool:
+        if not isinstance(step, Conv | ConvAffine) or step.taps.binary != binary:
+            return False
+        return sources[0].kind in (LEVELS if levels else (kind,))
+
+    taps = "an addition" if binary else "a multiplication and an addition"
+    return Kernel(
+        "sparse 8-bit code" if levels else "sparse code",
+        f"code {kind} {'signs' if binary else 'floats'}",
+        CODE,
+        runs,
+        (
+            "call",
+            "tap",
+            "tap of functions beyond L1",
+            "input vector loaded",
+            "value",
+            "value kept between blocks",
+            "tap's code fetched",
+            "tap's code waited for",
+            "value added to",
+        ),
+        _code,
+        f"{'8-bit' if levels else kind} inputs: {taps} of registers per tap, as machine code",
+    )
+
+
 def _pool_kernel(case: str, fits: Callable[[Step, str], bool]) -> Kernel:
     return Kernel(
         "pool",
         case,
-        "images",
+        IMAGES,
         lambda step, sources, result: fits(step, result.kind),
         ("call", "value", "value read"),
         _pool,
@@ -166,7 +280,7 @@ def _combine_kernel(case: str, fits: Callable[[str], bool], bits: bool = True) -
     return Kernel(
         "elementwise",
         case,
-        "images",
+        IMAGES,
         lambda step, sources, result: isinstance(step, Combine) and fits(result.kind),
         terms,
         lambda *arguments: _combine(*arguments)[: len(terms)],
@@ -174,13 +288,36 @@ def _combine_kernel(case: str, fits: Callable[[str], bool], bits: bool = True) -
     )
 
 
+def _of_code(kernel: Kernel) -> Kernel:
+    """The same in programs whose layers run as code."""
+    return replace(
+        kernel,
+        case=f"{kernel.case} by pixels",
+        layout=CODE,
+        terms=("call", "row", "value", "value read", "value read a page from the next"),
+        count=_by_pixels(kernel.count),
+    )
+
+
 _BIT_TERMS = ("call", "vector", "tap", "tap beyond L1")
+
+_REAL_STEPS = (
+    _combine_kernel("combine f32", lambda kind: kind == "f32"),
+    _combine_kernel("combine levels", lambda kind: kind in LEVELS, bits=False),
+    _pool_kernel(
+        "max pool", lambda step, kind: isinstance(step, MaxPool) and kind not in ("bits", *LEVELS)
+    ),
+    _pool_kernel(
+        "max pool levels", lambda step, kind: isinstance(step, MaxPool) and kind in LEVELS
+    ),
+    _pool_kernel("average pool", lambda step, kind: isinstance(step, AvgPool)),
+)
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(
         "bit-sliced",
         "bit-sliced sign",
-        "images",
+        IMAGES,
         lambda step, sources, result: isinstance(step, ConvSign),
         (*_BIT_TERMS, "vector chosen by a residual", "word sorted by stride"),
         _bit_sign,
@@ -189,7 +326,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(
         "bit-sliced",
         "bit-sliced sums",
-        "images",
+        IMAGES,
         lambda step, sources, result: isinstance(step, Conv) and sources[0].kind == "bits",
         (*_BIT_TERMS, "plane of counts written", "counts written beyond L2"),
         _bit_sums,
@@ -199,32 +336,46 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(
         "sparse 8-bit",
         "sparse levels",
-        "images",
+        IMAGES,
         lambda step, sources, result: isinstance(step, ConvAffine) and sources[0].kind in LEVELS,
         ("call", "tile", "tap", "tap beyond L1", "value", "value added to"),
         _levels,
         "8-bit inputs: +-1 taps add and subtract 16-bit integers",
     ),
-    _combine_kernel("combine f32", lambda kind: kind == "f32"),
-    _combine_kernel("combine levels", lambda kind: kind in LEVELS, bits=False),
+    *_REAL_STEPS,
     _combine_kernel("combine f64", lambda kind: kind == "f64"),
     _combine_kernel("combine sign", lambda kind: kind == "bits"),
     _pool_kernel("max pool bits", lambda step, kind: isinstance(step, MaxPool) and kind == "bits"),
-    _pool_kernel(
-        "max pool", lambda step, kind: isinstance(step, MaxPool) and kind not in ("bits", *LEVELS)
-    ),
-    _pool_kernel(
-        "max pool levels", lambda step, kind: isinstance(step, MaxPool) and kind in LEVELS
-    ),
-    _pool_kernel("average pool", lambda step, kind: isinstance(step, AvgPool)),
     Kernel(
         "free",
         "flatten",
-        "images",
+        IMAGES,
         lambda step, sources, result: isinstance(step, Flatten),
         ("call",),
         _flatten,
         "lanes are images, so nothing moves",
+    ),
+    _code_kernel("f32", binary=True),
+    _code_kernel("f32", binary=False),
+    _code_kernel("levels", binary=True),
+    *map(_of_code, _REAL_STEPS),
+    Kernel(
+        "free",
+        "flatten single pixels",
+        CODE,
+        lambda step, sources, result: isinstance(step, Flatten) and _single(sources[0]),
+        ("call",),
+        _flatten,
+        "lanes are images, so nothing moves",
+    ),
+    Kernel(
+        "copy",
+        "flatten by pixels",
+        CODE,
+        lambda step, sources, result: isinstance(step, Flatten) and not _single(sources[0]),
+        ("call", "value"),
+        _flatten_copy,
+        "the channels of a pixel lie side by side",
     ),
 )
 LAYOUTS: tuple[str, ...] = tuple(dict.fromkeys(kernel.layout for kernel in KERNELS))

@@ -197,20 +197,36 @@ def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_plan_prints_and_serialises(backend: str) -> None:
-    plan = small(backend).plan()
+    packed = small(backend)
+    plan = packed.plan()
     rows = plan.to_dicts()
     assert json.loads(json.dumps(rows))[0]["layer"] == "0"
     assert [row["operations"] for row in rows] == ["conv + relu", "flatten", "linear"]
     assert rows[0]["kept"] == 108
     assert rows[0]["density"] == 1.0
     assert rows[0]["output"] == (4, 4, 4)
-    kernels = {"pixels": "sparse, pixels"}
-    expected = "reference" if backend == "reference" else kernels.get(engine.LAYOUT, "sparse")
+    lanes = ", pixels" if engine.LAYOUT == "pixels" else ""
+    expected = "reference"
+    if backend != "reference":
+        code = runtime.CompiledProgram(packed.program, "f32").code
+        expected = f"{'sparse code' if code else 'sparse'}{lanes}"
     assert rows[0]["kernel"] == expected
     lines = str(plan).splitlines()
     assert len(lines) == 2 + len(rows)
     assert plan.backend == backend
     assert all(word in lines[1] for word in ("layer", "kernel", "lanes", "kept", "density", "why"))
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
+def test_packed_networks_without_code(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    x = torch.randn(20, 3, 6, 6)
+    expected = mpt.pack(network, x, "cpu", 1)
+    packed = mpt.pack(network, x, "cpu", 1, code=False)
+    packed.save(tmp_path / "net.mpt")
+    for model in (packed, mpt.load(tmp_path / "net.mpt", "cpu", 1, code=False)):
+        assert [row.kernel for row in model.plan(20).steps] == ["sparse", "free", "sparse"]
+        assert torch.equal(model(x), expected(x))
 
 
 @pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")

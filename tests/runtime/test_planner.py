@@ -13,7 +13,7 @@ from mpt_fast.kernels import cpu
 from mpt_fast.runtime import Program, Step, Value, calibration, kernels, planner
 from mpt_fast.runtime.calibration import Point
 from mpt_fast.runtime.engine import CompiledProgram
-from mpt_fast.runtime.kernels import KERNELS, Block, Kernel
+from mpt_fast.runtime.kernels import CODE, IMAGES, KERNELS, Block, Kernel
 from mpt_fast.runtime.synthetic import Synthetic
 
 needs_engine = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
@@ -27,9 +27,17 @@ def network() -> Program:
     return net.program()
 
 
-def counts(step: Step, values: list[Value], block: Block = BLOCK) -> dict[str, float]:
+def reals() -> Program:
+    net = Synthetic((3, 6, 6))
+    net.real(net.pool(net.real(0, 8, 3, 0.5), 2), 4, 3, 0.5)
+    return net.program()
+
+
+def counts(
+    step: Step, values: list[Value], block: Block = BLOCK, layout: str = IMAGES
+) -> dict[str, float]:
     sources, result = [values[s] for s in step.sources()], values[-1]
-    (kernel,) = kernels.kernels_for(step, sources, result, "images")
+    (kernel,) = kernels.kernels_for(step, sources, result, layout)
     return dict(zip(kernel.terms, kernel.count(step, sources, result, block), strict=True))
 
 
@@ -60,6 +68,36 @@ def test_counts_of_a_real_layer_and_of_pools() -> None:
     assert counts(net.steps[-1], net.values) == {
         "call": 1, "value": 8 * 9 * 16, "value read": 8 * 36 * 16,
     }  # fmt: skip
+
+
+def test_counts_of_layers_that_run_as_code() -> None:
+    block = Block(lanes=16, groups=1, words=8)
+    net = Synthetic((8, 6, 6))
+    net.real(0, 30, 3, 0.5)
+    kept = net.steps[-1].taps.kept  # type: ignore[attr-defined]
+    found = counts(net.steps[-1], net.values, block, CODE)
+    assert (found["call"], found["tap"], found["value"]) == (1, kept * 36, 30 * 36)
+    assert found["tap's code fetched"] == kept  # once: it stays near
+    assert found["value kept between blocks"] == found["tap's code waited for"] == 0
+    # 30 outputs are two parts, of which every input is likely to have a tap.
+    assert found["input vector loaded"] == pytest.approx(2 * 8 * 9 * 36, rel=0.01)
+    net = Synthetic((512, 1, 1))
+    net.real(0, 512, 1, 0.5)
+    found = counts(net.steps[-1], net.values, block, CODE)
+    assert 0 < found["tap's code waited for"] < found["tap's code fetched"]
+    assert found["value kept between blocks"] > 0  # more taps than a function takes
+    net = Synthetic((96, 40, 40))
+    net.real(0, 96, 3, 0.5, residual=net.real(0, 96, 3, 0.5))
+    found = counts(net.steps[-1], net.values, block, CODE)
+    kept = net.steps[-1].taps.kept  # type: ignore[attr-defined]
+    assert found["tap's code fetched"] > 2 * kept  # of 40 rows in bands
+    assert found["value added to"] == found["value"]
+    # 32 levels lie in a vector.
+    net = Synthetic((8, 6, 6))
+    net.levels(net.combine(0, "i8"), 30, 3, 0.5)
+    assert counts(net.steps[-1], net.values, Block(32, 2, 8), CODE)["value"] == 30 * 36
+    net.pool(2, 2)
+    assert counts(net.steps[-1], net.values, block, CODE)["row"] == 30 * 3
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -101,10 +139,13 @@ def test_blocks_are_those_the_engine_cuts(batch: int) -> None:
 
 
 @needs_engine
-def test_calibration_measures_every_kernel() -> None:
+@pytest.mark.parametrize("layout", kernels.LAYOUTS)
+def test_calibration_measures_every_kernel(layout: str) -> None:
     isa = cpu.engine().isas()[0]
-    points = calibration.measure(isa, 1)
-    for kernel in KERNELS:
+    if layout == CODE and not CompiledProgram(reals(), "f32", isa).code:
+        pytest.skip("no code is made on this machine")
+    points = calibration.measure(isa, 1, layout)
+    for kernel in calibration.kernels_of(layout):
         own = np.array([point.counts for point in points if point.case == kernel.case])
         assert len(own) >= 4, kernel.case
         # A term that no synthetic layer has would get coefficient 0. With vectors of one word
@@ -120,20 +161,21 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     """Calls of `measure`, which gives the same points at once; the cache is tmp_path."""
     calls: list[tuple[str, int]] = []
 
-    def measure(isa: str, threads: int) -> list[Point]:
+    def measure(isa: str, threads: int, layout: str) -> list[Point]:
         calls.append((isa, threads))
-        return [Point(k.case, (1.0,) * len(k.terms), 1e-3) for k in KERNELS]
+        known = calibration.kernels_of(layout)
+        return [Point(k.case, (1.0,) * len(k.terms), 1e-3) for k in known]
 
     monkeypatch.setattr(calibration, "measure", measure)
     monkeypatch.setenv(calibration.CACHE, str(tmp_path))
     return calls
 
 
-def fresh(isa: str = "plain", threads: int = 1) -> calibration.Costs:
+def fresh(isa: str = "plain", threads: int = 1, layout: str = IMAGES) -> calibration.Costs:
     """As a new process would ask."""
     calibration.costs.cache_clear()
     try:
-        return calibration.costs(isa, threads)
+        return calibration.costs(isa, threads, layout)
     finally:
         calibration.costs.cache_clear()
 
@@ -147,8 +189,11 @@ def test_costs_are_measured_once_per_key(counted: list[tuple[str, int]], tmp_pat
     assert counted == [("plain", 1), ("plain", 2)]
     files = list(tmp_path.iterdir())
     assert len(files) == 2
+    assert set(fresh(layout=CODE)) == {k.case for k in KERNELS if k.layout == CODE}
+    assert len(list(tmp_path.iterdir())) == 3
     key = json.loads(files[0].read_text())["key"]
-    assert {"processor", "instruction_sets", "isa", "engine", "threads", "terms"} <= set(key)
+    parts = {"processor", "instruction_sets", "isa", "engine", "threads", "layout", "terms"}
+    assert parts <= set(key)
     assert key["engine"] == cpu.engine().source_digest
 
 
@@ -270,3 +315,30 @@ def test_a_step_without_a_known_cost_does_not_make_a_way_cheap(
     )
     assert [(way.layout, way.complete) for way in found] == [("images", True), ("pixels", False)]
     assert found[1].seconds < found[0].seconds
+
+
+@needs_engine
+@pytest.mark.parametrize("code", [True, False])
+def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> None:
+    compiled = CompiledProgram(reals(), "f32", code=code)
+    layout = calibration.layout_of(compiled)
+    assert layout == (CODE if compiled.code else IMAGES)
+    costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
+    (way,) = planner.ways(reals(), {layout: calibration.blocks(compiled, 20)}, costs)
+    name = "sparse code" if compiled.code else "sparse"
+    assert [step.kernel for step in way.steps] == [name, "pool", name]
+    assert way.complete
+    assert all("machine code" in s.why for s in way.steps if s.kernel == "sparse code")
+
+
+def test_which_layers_are_code_with_pixels_in_the_lanes() -> None:
+    def code(side: int, outputs: int, size: int) -> bool:
+        net = Synthetic((64, side, side))
+        net.real(0, outputs, size, 0.1)
+        return kernels.code_by_columns(net.steps[0], net.values[:1], net.values[1])
+
+    assert code(8, 16, 3)
+    assert code(8, 16, 1)
+    assert not code(8, 16, 5)  # wide
+    assert not code(1, 16, 1)  # linear
+    assert not code(224, 2, 3)  # large
