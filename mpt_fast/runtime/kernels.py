@@ -26,6 +26,11 @@ _L1, _L2 = 32 * 1024, 512 * 1024  # bytes; on a machine with others the coeffici
 _PAGE = 4096
 _SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of loads
 
+# As in sparse_conv2d/cpu_code_layer.cpp: taps of a function and bytes of its input under a pixel;
+# code that stays in a cache, and what sums of a band of rows take with such code and with more.
+_FUNCTION_TAPS, _FUNCTION_SLICE = 4500, 36 * 1024
+_NEAR_CODE, _NEAR_BAND, _FAR_BAND = 256 * 1024, 64 * 1024, 1024 * 1024
+
 # Layouts with images in the lanes: values lie channel by channel, or pixel by pixel as layers read
 # and write them that run as code made from their taps.
 IMAGES, CODE = "images", "images by pixels"
@@ -67,7 +72,7 @@ class Kernel:
 
 def _beyond(size: float, cache: int) -> float:
     """Doublings by which `size` bytes exceed half of a cache, from 0 to 6."""
-    return min(6.0, max(0.0, math.log2(2 * size / cache)))
+    return min(6.0, math.log2(max(1.0, 2 * size / cache)))
 
 
 def _bit_visits(
@@ -119,23 +124,24 @@ def _levels(step: Step, sources: Sources, result: Value, block: Block) -> tuple[
 
 
 def _code(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
-    """By how the engine cuts a layer: a function for each block of input channels and part of the
-    output channels, which passes through a band of rows before the next.
-    """
+    """Functions of a block of inputs and a part of outputs, called for the pixels of a band."""
     assert isinstance(step, Conv | ConvAffine)
     outputs, inputs, height, width = step.taps.shape
     kept, area = step.taps.kept, height * width
     levels = sources[0].kind in LEVELS
     groups = math.ceil(block.groups / 2) if levels else block.groups  # 32 images to a vector
-    function_taps = 4500 * outputs * inputs / max(1, kept) / min(24, outputs)
-    blocks = math.ceil(inputs / max(1, int(min(function_taps, 36 * 1024 / (64 * area)))))
+    channels = min(
+        _FUNCTION_TAPS * outputs * inputs / max(1, kept) / min(24, outputs),
+        _FUNCTION_SLICE / (64 * area),
+    )
+    blocks = math.ceil(inputs / max(1, int(channels)))
     if levels:
         blocks = max(blocks, math.ceil(kept / outputs / 200))  # as many fit 16-bit sums
     parts = math.ceil(outputs / (27 if block.words == 8 else 11))  # by the vector registers
 
     size = kept * (_SIGN_BYTES if step.taps.binary else _FLOAT_BYTES)
     row_bytes = 64 * result.width * (outputs if blocks > 1 else math.ceil(outputs / parts))
-    band = 1024 * 1024 if size > 256 * 1024 else 64 * 1024
+    band = _FAR_BAND if size > _NEAR_CODE else _NEAR_BAND
     rows = min(result.height, max(1, band // row_bytes, 16 // result.width))
     # Every band fetches code that the L2 cache does not hold.
     bands = 1 + (math.ceil(result.height / rows) - 1) * min(1.0, _beyond(size, _L2))
