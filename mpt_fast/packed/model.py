@@ -134,7 +134,7 @@ class PackedModel(nn.Module):
         """What runs where and why, one row per step, with predicted and measured times.
 
         `batch`: images per call; None means the last call's, or one full block of lanes. The first
-        plan of the C++ engine on a machine fits its cost model, which takes about a second and is
+        plan of the C++ engine on a machine fits its cost model, which takes up to a second and is
         then kept (MPT_FAST_CACHE: see CONTRIBUTING.md). With backend="triton" a row says which
         route the cost table chose and where its times come from (`packed.gpu.routes`).
         """

@@ -92,6 +92,8 @@ def test_counts_of_layers_that_run_as_code() -> None:
     kept = net.steps[-1].taps.kept  # type: ignore[attr-defined]
     assert found["tap's code fetched"] > 2 * kept  # of 40 rows in bands
     assert found["value added to"] == found["value"]
+    net.real(0, 30, 3, 0)
+    assert counts(net.steps[-1], net.values, block, CODE)["input vector loaded"] == 0
     # 32 levels lie in a vector.
     net = Synthetic((8, 6, 6))
     net.levels(net.combine(0, "i8"), 30, 3, 0.5)
