@@ -70,13 +70,20 @@ MPT_INLINE void combine_pixels(const CombineTask& t, int64_t group, int64_t c, i
         finish_lanes<T>(totals + i * kVectors<T>, t.operation, to);
 }
 
+// One past the last channel that a call computes: all of a pixel where they lie side by side.
+MPT_INLINE int64_t last_channel(const View& output, int64_t c) {
+    return output.by_pixels ? output.channels : c + 1;
+}
+
 template <class T>
-MPT_INLINE void combine_rows(const CombineTask& t, int64_t group, int64_t c, int64_t row,
+MPT_INLINE void combine_rows(const CombineTask& t, int64_t group, int64_t begin, int64_t row,
                              int64_t end) {
+    const int64_t last = last_channel(t.output, begin);
     for (int64_t y = row; y < end; ++y)
         for (int64_t x = 0; x < t.output.width; x += kPixels) {
             const int64_t left = t.output.width - x;
-            combine_pixels<T>(t, group, c, y, x, left < kPixels ? left : kPixels);
+            for (int64_t c = begin; c < last; ++c)
+                combine_pixels<T>(t, group, c, y, x, left < kPixels ? left : kPixels);
         }
 }
 
@@ -185,25 +192,27 @@ MPT_INLINE void pool_bit_rows(const PoolTask& t, int64_t row, int64_t end) {
 }
 
 template <class Body>
-MPT_INLINE void each_window(const PoolTask& t, int64_t group, int64_t c, int64_t row, int64_t end,
-                            const Body& body) {
-    for (int64_t y = row; y < end; ++y) {
-        char* to = pixel(t.output, group, c, y, 0);
-        for (int64_t x = 0; x < t.output.width; ++x, to += t.output.pixel_bytes)
-            body(window(t, y, x), to);
-    }
+MPT_INLINE void each_window(const PoolTask& t, int64_t group, int64_t begin, int64_t row,
+                            int64_t end, const Body& body) {
+    const int64_t last = last_channel(t.output, begin);
+    for (int64_t y = row; y < end; ++y)
+        for (int64_t x = 0; x < t.output.width; ++x) {
+            const Window w = window(t, y, x);
+            char* to = pixel(t.output, group, begin, y, x);
+            for (int64_t c = begin; c < last; ++c, to += t.output.channel_bytes) body(w, c, to);
+        }
 }
 
 template <class T>
 MPT_INLINE void average_rows(const PoolTask& t, int64_t group, int64_t c, int64_t row,
                              int64_t end) {
     if (t.input.kind == Kind::kBits)
-        each_window(t, group, c, row, end, [&](const Window& w, char* to) {
-            average<T, Kind::kBits>(t, w, group, c, to);
+        each_window(t, group, c, row, end, [&](const Window& w, int64_t channel, char* to) {
+            average<T, Kind::kBits>(t, w, group, channel, to);
         });
     else
-        each_window(t, group, c, row, end, [&](const Window& w, char* to) {
-            average<T, sizeof(T) == 4 ? Kind::kF32 : Kind::kF64>(t, w, group, c, to);
+        each_window(t, group, c, row, end, [&](const Window& w, int64_t channel, char* to) {
+            average<T, sizeof(T) == 4 ? Kind::kF32 : Kind::kF64>(t, w, group, channel, to);
         });
 }
 
@@ -221,21 +230,25 @@ static void pool(const PoolTask& t, int64_t group, int64_t c, int64_t row, int64
         case Kind::kU8:
         case Kind::kI8:
         case Kind::kI16:
-            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
-                max_pool<int16_t>(t, w, group, c, to);
-            });
+            return each_window(t, group, c, row, end,
+                               [&](const Window& w, int64_t channel, char* to) {
+                                   max_pool<int16_t>(t, w, group, channel, to);
+                               });
         case Kind::kSums:
-            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
-                max_pool<int32_t>(t, w, group, c, to);
-            });
+            return each_window(t, group, c, row, end,
+                               [&](const Window& w, int64_t channel, char* to) {
+                                   max_pool<int32_t>(t, w, group, channel, to);
+                               });
         case Kind::kF32:
-            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
-                max_pool<float>(t, w, group, c, to);
-            });
+            return each_window(t, group, c, row, end,
+                               [&](const Window& w, int64_t channel, char* to) {
+                                   max_pool<float>(t, w, group, channel, to);
+                               });
         case Kind::kF64:
-            return each_window(t, group, c, row, end, [&](const Window& w, char* to) {
-                max_pool<double>(t, w, group, c, to);
-            });
+            return each_window(t, group, c, row, end,
+                               [&](const Window& w, int64_t channel, char* to) {
+                                   max_pool<double>(t, w, group, channel, to);
+                               });
     }
 }
 

@@ -18,6 +18,17 @@ View residual_view(const StepContext& context, const std::vector<int>& sources) 
     return sources.size() > 1 ? context.view(sources[1]) : View{};
 }
 
+// Calls body(group, channel, row, end) for all rows of a channel, or for all channels of a row where
+// those of a pixel lie side by side.
+template <class Body>
+void each_plane(const View& output, const StepContext& context, const Body& body) {
+    const int64_t count = output.by_pixels ? output.height : output.channels;
+    for_each(context.active * count, context.threads, [&](int64_t item, int64_t) {
+        const int64_t group = item / count, i = item % count;
+        output.by_pixels ? body(group, 0, i, i + 1) : body(group, i, 0, output.height);
+    });
+}
+
 PairFormula pair_formula(const CombineStep& combine) {
     const auto half = [](const std::vector<double>& values, size_t which) {
         const auto size = std::ptrdiff_t(values.size() / 2);
@@ -140,9 +151,8 @@ void CombineStep::run(const StepContext& context, int output) const {
     std::vector<View> views;
     for (int source : sources_) views.push_back(context.view(source));
     const CombineTask t = task(context.view(output), views.data());
-    const int64_t channels = t.output.channels;
-    for_each(context.active * channels, context.threads, [&](int64_t item, int64_t) {
-        context.kernels.combine(t, item / channels, item % channels, 0, t.output.height);
+    each_plane(t.output, context, [&](int64_t group, int64_t c, int64_t row, int64_t end) {
+        context.kernels.combine(t, group, c, row, end);
     });
 }
 
@@ -170,16 +180,14 @@ PoolTask PoolStep::task(const View& input, const View& output, int64_t words) co
 void PoolStep::run(const StepContext& context, int output) const {
     const PoolTask t =
         task(context.view(sources_[0]), context.view(output), context.lanes / 64);
-    const int64_t channels = t.output.channels;
     if (t.output.kind == Kind::kBits) {
         for_each(t.output.height, context.threads,
                  [&](int64_t y, int64_t) { context.kernels.pool(t, 0, 0, y, y + 1); });
         return;
     }
-    for_each(context.active * channels, context.threads,
-             [&](int64_t item, int64_t) {
-                 context.kernels.pool(t, item / channels, item % channels, 0, t.output.height);
-             });
+    each_plane(t.output, context, [&](int64_t group, int64_t c, int64_t row, int64_t end) {
+        context.kernels.pool(t, group, c, row, end);
+    });
 }
 
 std::unique_ptr<ImageStep> PoolStep::reading(int source) const {

@@ -220,8 +220,9 @@ struct KernelTable {
     void (*finish_code)(const RealConvTask&, const CodeSums&, int64_t group, int64_t row);
     // `count` sums of 16 bits, a multiple of 32, into those of 32 bits.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
+    // Values by pixels: all channels, whatever `channel` is.
     void (*combine)(const CombineTask&, int64_t group, int64_t channel, int64_t row, int64_t end);
-    // Bits to bits: all channels, whatever group and channel are.
+    // By pixels as above. Bits to bits: all channels, whatever group and channel are.
     void (*pool)(const PoolTask&, int64_t group, int64_t channel, int64_t row, int64_t end);
 };
 
