@@ -40,18 +40,18 @@ PARTS = ("layers", "networks", "scaling", "usage", "roofline", "sweeps", "planne
 
 
 def usage() -> list[dict[str, Any]]:
-    """Start-up time and memory of the packed ResNet-18, binary and float."""
+    """Start-up time and memory of the packed ResNet-18, binary and float, and without code."""
     found = []
-    for kind, batch in (("binary", 512), ("relu", 64)):
+    for kind, batch, code in (("binary", 512, True), ("relu", 64, True), ("relu", 64, False)):
         packed = mpt.pack(ticket("resnet18", kind, 0.9), images(1, (3, 32, 32)), "cpu", threads=1)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.mpt"
             file_bytes = packed.save(path).file_bytes
-            times, peak = startup(path), memory(path, batch)
+            times, peak = startup(path, code=code), memory(path, batch, code=code)
         lanes = CompiledProgram(packed.program, "f32").block_lanes(batch)
         found.append(
             {
-                "network": f"resnet18 {kind}",
+                "network": f"resnet18 {kind}" + ("" if code else ", code=False"),
                 "batch": batch,
                 "import_seconds": times["import"],
                 "load_seconds": times["load"],

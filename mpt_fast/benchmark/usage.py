@@ -16,7 +16,7 @@ begin = time.perf_counter()
 import numpy as np
 from mpt_fast import runtime
 imported = time.perf_counter()
-model = runtime.load(sys.argv[1], threads=int(sys.argv[2]))
+model = runtime.load(sys.argv[1], threads=int(sys.argv[2]), code=bool(int(sys.argv[3])))
 x = np.zeros((1, *model.input_shape), np.float32)
 model(x)
 print(json.dumps({"import": imported - begin, "load": time.perf_counter() - imported}))
@@ -32,7 +32,7 @@ def status(field):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
-path, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, (batch, threads, code) = sys.argv[1], map(int, sys.argv[2:])
 shape = runtime.read_program(path).input_shape
 net = Synthetic((1, 8, 8))
 net.sign(net.combine(0, "bits"), 8, 3, 0.5)
@@ -40,7 +40,7 @@ runtime.Model(net.program()).run(np.zeros((1, 1, 8, 8), np.float32), threads)  #
 x = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 gc.collect()
 before = status("VmRSS")
-model = runtime.load(path, threads=threads)
+model = runtime.load(path, threads=threads, code=bool(code))
 gc.collect()
 loaded = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew here
@@ -49,19 +49,26 @@ print(json.dumps({"loaded": loaded - before, "running": status("VmHWM") - before
 """
 
 
-def startup(path: str | os.PathLike, threads: int = 1, repeats: int = 5) -> dict[str, float]:
-    """Median seconds of a fresh process: "import" of the runtime, "load" to the first result."""
-    runs = [_run(_STARTUP, Path(path), threads) for _ in range(repeats)]
+def startup(
+    path: str | os.PathLike, threads: int = 1, repeats: int = 5, code: bool = True
+) -> dict[str, float]:
+    """Median seconds of a fresh process: "import" of the runtime, "load" to the first result.
+
+    `code` as in `runtime.load`.
+    """
+    runs = [_run(_STARTUP, Path(path), threads, int(code)) for _ in range(repeats)]
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def memory(path: str | os.PathLike, batch: int, threads: int = 1) -> dict[str, Any]:
+def memory(
+    path: str | os.PathLike, batch: int, threads: int = 1, code: bool = True
+) -> dict[str, Any]:
     """Resident bytes that a network adds to a process that has run another one (Linux).
 
     "loaded": after it was read and compiled; "running": at the peak of a call with a batch. The
-    input is left out, the result counted in.
+    input is left out, the result counted in. `code` as in `runtime.load`.
     """
-    return _run(_MEMORY, Path(path), batch, threads)
+    return _run(_MEMORY, Path(path), batch, threads, int(code))
 
 
 def neighbouring_bytes(program: Program, lanes: int) -> int:

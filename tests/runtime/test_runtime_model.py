@@ -178,7 +178,7 @@ def test_bad_inputs(x: object, message: str) -> None:
 
 
 @needs_engine
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "plain"])
 @pytest.mark.parametrize("levels", [False, True])
 @pytest.mark.parametrize("batch", [1, 20])
 def test_code_gives_the_bits_of_lists(levels: bool, batch: int, isa: str) -> None:
@@ -193,9 +193,8 @@ def test_code_gives_the_bits_of_lists(levels: bool, batch: int, isa: str) -> Non
         net.pool(net.pool(last, 2), 3, average=True)
     program = net.program()
     with_code, without = (CompiledProgram(program, "f32", isa, code=code) for code in (True, False))
+    assert with_code.code
     assert not without.code
-    if not with_code.code:
-        pytest.skip("no code is made for this instruction set or on this system")
     x = 20 * np.random.default_rng(2).normal(size=(batch, 3, 7, 7)).astype(np.float32)
     assert np.array_equal(with_code(x, threads=1), without(x, threads=1))
 
