@@ -3,6 +3,10 @@
 #include "cpu/bindings.h"
 #include "cpu/program.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace py = pybind11;
 
 namespace mpt {
@@ -165,6 +169,14 @@ void bind_program(py::module_& m) {
     m.def(
         "vector_words", [](const std::string& isa) { return kernels_for(isa).vector_words; },
         arg("isa"), "64-bit words per vector of the bit-sliced kernels.");
+    m.def(
+        "trim_memory",
+        [] {
+#ifdef __GLIBC__
+            malloc_trim(0);
+#endif
+        },
+        "Gives the system the pages that nothing is in any more, where the C library can.");
     py::class_<Program> program(m, "Program", "A packed network: steps over values (see step.h).");
     program.def(py::init([](int64_t channels, int64_t height, int64_t width, const std::string& isa,
                             const std::string& input_kind, const std::string& layout, bool code) {

@@ -26,6 +26,7 @@ _MEMORY = """
 import gc, json, sys
 import numpy as np
 from mpt_fast import runtime
+from mpt_fast.kernels import cpu
 from mpt_fast.runtime.synthetic import Synthetic
 
 def status(field):
@@ -39,6 +40,7 @@ net.sign(net.combine(0, "bits"), 8, 3, 0.5)
 runtime.Model(net.program()).run(np.zeros((1, 1, 8, 8), np.float32), threads)  # code and stacks
 x = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 gc.collect()
+cpu.engine().trim_memory()
 before = status("VmRSS")
 model = runtime.load(path, threads=threads, code=bool(code))
 gc.collect()

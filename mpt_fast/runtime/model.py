@@ -163,4 +163,6 @@ def load(
     def read() -> Program:
         return parse_program(content, path)
 
-    return Model(read(), threads, read, code)
+    model = Model(read(), threads, read, code)
+    cpu.engine().trim_memory()  # the program's arrays are gone; an allocator would keep their pages
+    return model
