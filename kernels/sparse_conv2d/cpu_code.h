@@ -123,6 +123,11 @@ class TapCode {
     // The output channels of a part are [first(part), first(part + 1)).
     int64_t first(int64_t part) const { return firsts_[size_t(part)]; }
     int64_t most() const;  // of any part
+    // Into how many shares to cut the parts for `rows` rows of work: few, for every share reads all of its
+    // input and begins with code that nothing has fetched.
+    int64_t shares(int64_t rows, int64_t threads) const {
+        return rows >= 4 * threads ? 1 : std::min(parts(), threads);
+    }
     // Of levels: before which blocks the sums so far leave the 16 bits, as in RealConvTask.
     Drain drain(int64_t block, int64_t output) const {
         return drains_.empty() ? Drain::kNone

@@ -81,7 +81,7 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
         std::max(band_bytes / row_sums, kLeastPositions / t.width) / least * least, least,
         (t.height + least - 1) / least * least);
     const int64_t bands = (t.height + rows - 1) / rows;
-    const int64_t shares = parts_per_row(bands * groups, code.parts(), threads);
+    const int64_t shares = code.shares(bands * groups, threads);
     bool drained = false;
     for (int64_t p = 0; p < code.parts(); ++p) drained = drained || code.drained_in(p);
     const int64_t sums_bytes = rows * row_sums, wide_bytes = drained ? 2 * sums_bytes : 0;

@@ -40,7 +40,7 @@ int64_t RealPixels::code_images(int64_t images) const {
 }
 
 int64_t RealPixels::code_shares(int64_t threads) const {
-    return parts_per_row(1, code_->parts(), threads);
+    return code_->shares(1, threads);
 }
 
 int64_t RealPixels::code_band(int64_t images) const {
