@@ -237,7 +237,7 @@ int64_t RealPixels::grid_bytes(Kind kind) const {
 }
 
 int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) const {
-    if (code_) return code_sums_bytes(threads) * (is_levels(kind_) ? 3 : 1);
+    if (code_) return code_sums_bytes(threads) * (is_levels(kind_) ? 3 : 1) + 64;  // of slack
     const int64_t outputs = conv_.geometry_.output.channels, count = parts(threads);
     const int64_t vectors = kernels.tile_vectors * (is_levels(kind_) ? 3 : 1);
     return ((outputs + count - 1) / count * vectors + 1) * kernels.vector_bytes;  // one of slack
@@ -463,7 +463,8 @@ void RealPixels::run_code(const PixelKernels& kernels, const RealPixelTask& t, i
                     const TapCode::Function function = code.function(b, p);
                     const int64_t first = code.first(p), last = code.first(p + 1);
                     char* const sums = own + (blocks > 1 ? (first - code.first(from)) * row : 0);
-                    char* const wide = own + sums_bytes + 2 * (sums - own);
+                    const bool more = code.drained_in(p);
+                    char* const wide = more ? own + sums_bytes + 2 * (sums - own) : nullptr;
                     for (int64_t o = first; b > 0 && o < last; ++o) {
                         const Drain drain = code.drain(b, o);
                         const int64_t at = (o - first) * row;
@@ -477,7 +478,6 @@ void RealPixels::run_code(const PixelKernels& kernels, const RealPixelTask& t, i
                                  row, nullptr, nullptr);
                     }
                     if (b + 1 < blocks) continue;
-                    const bool more = code.drained_in(p);
                     for (int64_t o = first; o < last; ++o) {
                         const int64_t at = (o - first) * row;
                         kernels.finish_code(t, o, begin * of_vector,
