@@ -108,16 +108,24 @@ class CodeNet(Net):
     def images(self, count: int) -> Array:
         return self.rng.normal(size=(count, *self.shapes[0])).astype(np.float32)
 
-    def check(
-        self, output: int, batches: tuple[int, ...] = BATCHES, exact: bool = False,
-        images: Array | None = None, threads: tuple[int, ...] = (1, 3),
-    ) -> None:  # fmt: skip
+    def run(
+        self, output: int, batches: tuple[int, ...] = BATCHES, images: Array | None = None,
+        threads: tuple[int, ...] = (1, 3),
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """The results of all images, which those of every batch begin like, and the images."""
         self.program.finish(output)
         x = self.images(max(batches)) if images is None else images
         whole = self.program.run(x, 1)
         for count in batches:
             for many in threads:
                 same_bits(self.program.run(x[:count], many), whole[:count])
+        return whole, x
+
+    def check(
+        self, output: int, batches: tuple[int, ...] = BATCHES, exact: bool = False,
+        images: Array | None = None, threads: tuple[int, ...] = (1, 3),
+    ) -> None:  # fmt: skip
+        whole, x = self.run(output, batches, images, threads)
         expected = self.values(x)[output].numpy()
         if exact:
             np.testing.assert_array_equal(whole, expected)
@@ -293,6 +301,35 @@ def test_networks_of_levels_with_flatten_and_linear_layers() -> None:
     x = net.level_conv(x, 20, "i8", residual=x)
     x = net.level_conv(net.flatten(net.max_pool(x, 3, 2, padding=1)), 40, "i8", kernel=1, padding=0)
     net.check(net.level_conv(x, 10, "f32", kernel=1, padding=0), exact=True)
+
+
+def test_floats_and_levels_in_one_network() -> None:
+    """Float layers whose blocks have the lanes of levels, two groups of them."""
+    net = CodeNet((5, 7, 6))
+    x = net.conv(0, 20, density=0.3, mode="relu")
+    y = net.level_conv(net.identity(x, "u8"), 20, "i8", density=0.1)
+    y = net.conv(net.identity(y, "f32"), 20, mode="relu", residual=x, signs=False)
+    net.run(net.conv(net.flatten(y), 9, kernel=1, padding=0))
+
+
+def test_images_of_eight_bits() -> None:
+    net = CodeNet((3, 6, 5))
+    table = net.rng.normal(size=(3, 256)).astype(np.float32)
+    x = net.rng.integers(0, 256, (33, 3, 6, 5), np.uint8)
+    net.program.set_pixels(table)
+    y = net.conv(net.conv(0, 12, mode="relu"), 7, stride=2)
+    net.check(y, (1, 17, 33), images=table[np.arange(3)[:, None, None], x])
+    same_bits(net.program.run(x), net.program.run(table[np.arange(3)[:, None, None], x]))
+
+
+@pytest.mark.parametrize("form", ["signs", "weights", "levels"])
+def test_groups_of_several_blocks(form: str) -> None:
+    """Functions whose channels are of more groups than one."""
+    net = CodeNet((210, 4, 3))
+    layer: dict[str, Any] = {"out": 84, "groups": 3, "density": 0.9}
+    if form == "levels":
+        return net.check(net.level_conv(net.identity(0, "i8"), kind="f32", **layer), (1, 17), True)
+    return net.check(net.conv(0, signs=form == "signs", **layer), (1, 17))
 
 
 @pytest.mark.parametrize("levels", [False, True])
