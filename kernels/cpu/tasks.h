@@ -218,7 +218,7 @@ struct KernelTable {
     // What follows the sums of one row (pooled: of two rows from `row` on) that such code has computed, to
     // the output.
     void (*finish_code)(const RealConvTask&, const CodeSums&, int64_t group, int64_t row);
-    // `count` sums of 16 bits, a multiple of 32, into those of 32 bits.
+    // `count` sums of 16 bits, a multiple of 16, into those of 32 bits.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // Values by pixels: all channels, whatever `channel` is.
     void (*combine)(const CombineTask&, int64_t group, int64_t channel, int64_t row, int64_t end);

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "sparse_conv2d/cpu_layer.h"
 
@@ -33,9 +34,9 @@ constexpr std::array<Base, 9> kBases = {Base::kRax, Base::kR9,  Base::kR10, Base
                                         Base::kRbp, Base::kR13, Base::kR14, Base::kR15};
 constexpr size_t kUnsaved = 4;
 
-// Upper bounds of code, in bytes: of a tap with its load, its weight and its share of what leads from
-// channel to channel; of the rest of a function.
-constexpr size_t kTapBytes = 48, kFunctionBytes = 8192;
+// Upper bounds of code, in bytes: of a tap of a sign or a weight, with its load; of what leads from a
+// channel to the next; of the rest of a function.
+constexpr int64_t kSignBytes = 12, kWeightBytes = 32, kChannelBytes = 8, kFunctionBytes = 8192;
 
 struct Entry {
     uint8_t sum;
@@ -283,7 +284,9 @@ TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& sh
     const int64_t outputs = g.output.channels, block = shape.block_channels;
     const auto area = int64_t(shape.positions.size());
     const int64_t farthest = *std::max_element(shape.positions.begin(), shape.positions.end());
-    if (farthest + g.input.channels * shape.channel_bytes > std::numeric_limits<int32_t>::max())
+    const int64_t room = 256 * shape.vector_bytes;  // what a base may lie behind the input
+    if (farthest + g.input.channels * shape.channel_bytes + room >
+        std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per block of images");
     blocks_ = (g.group_channels + block - 1) / block;
     const int64_t most = registers_of(shape).sums, parts = (outputs + most - 1) / most;
@@ -300,19 +303,25 @@ TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& sh
     }
     if (is_levels(shape.kind)) plan_drains(runs, outputs, &drains_, &drained_);
 
-    pages_ = std::make_unique<CodePages>(size_t(taps.count()) * kTapBytes +
-                                         size_t(blocks_ * parts) * kFunctionBytes +
-                                         size_t(blocks_ * parts * g.input.channels) * 8);
+    // The inputs of the groups that a part's channels are of, from a block of the first's on.
+    const auto inputs = [&](int64_t b, int64_t p) {
+        const auto begin = [&](int64_t o) { return o / g.outputs_per_group() * g.group_channels; };
+        return std::pair(begin(first(p)) + b * block,
+                         begin(first(p + 1) - 1) + std::min(g.group_channels, (b + 1) * block));
+    };
+    int64_t bytes = taps.count() * (taps.signs_only() ? kSignBytes : kWeightBytes);
+    for (int64_t b = 0; b < blocks_; ++b)
+        for (int64_t p = 0; p < parts; ++p) {
+            const auto [low, high] = inputs(b, p);
+            bytes += (high - low) * kChannelBytes + kFunctionBytes;
+        }
+    pages_ = std::make_unique<CodePages>(size_t(bytes));
     Writer writer(shape, end, taps.signs_only(), pages_->data());
     std::vector<int32_t> begins;
     std::vector<Entry> entries;
     for (int64_t b = 0; b < blocks_; ++b)
         for (int64_t p = 0; p < parts; ++p) {
-            // The groups that a part's channels are of, and the inputs of their block.
-            const int64_t low = first(p) / g.outputs_per_group() * g.group_channels + b * block;
-            const int64_t high =
-                (first(p + 1) - 1) / g.outputs_per_group() * g.group_channels +
-                std::min(g.group_channels, (b + 1) * block);
+            const int64_t low = inputs(b, p).first, high = inputs(b, p).second;
             begins.assign(size_t((high - low) * area + 1), 0);
             int64_t total = 0;
             std::vector<bool> fresh;

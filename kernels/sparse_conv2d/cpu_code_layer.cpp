@@ -105,8 +105,8 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
                 const int64_t pixel = channels * 64;
                 char* const sums =
                     own + (blocks > 1 ? (first - code.first(from)) * rows * t.width * 64 : 0);
-                char* const wide = own + sums_bytes + 2 * (sums - own);
                 const bool last = b + 1 == blocks, more = code.drained_in(p);
+                char* const wide = more ? own + sums_bytes + 2 * (sums - own) : nullptr;
                 if (b > 0 && more)
                     for (int64_t i = 0; i < channels; ++i) {
                         const Drain drain = code.drain(b, first + i);

@@ -61,8 +61,12 @@ int64_t RealPixels::code_sums_bytes(int64_t images, int64_t threads) const {
 }
 
 int64_t RealPixels::code_bytes(int64_t images, int64_t threads) const {
-    return code_images(images) * grid_bytes(kind_) +
-           threads * code_sums_bytes(images, threads) * (is_levels(kind_) ? 3 : 1);
+    return code_images(images) * grid_bytes(kind_) + threads * thread_bytes(images, threads);
+}
+
+// Of scratch: the sums, and a vector of slack.
+int64_t RealPixels::thread_bytes(int64_t images, int64_t threads) const {
+    return code_sums_bytes(images, threads) * (is_levels(kind_) ? 3 : 1) + 64;
 }
 
 void RealPixels::fill_code(const PixelKernels& kernels, const PixelView& input, int64_t image,
@@ -95,7 +99,8 @@ void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& tas
                 const TapCode::Function function = code.function(b, p);
                 const int64_t first = code.first(p), last = code.first(p + 1);
                 char* const sums = scratch + (blocks > 1 ? (first - code.first(from)) * row : 0);
-                char* const wide = scratch + sums_bytes + 2 * (sums - scratch);
+                const bool more = code.drained_in(p);
+                char* const wide = more ? scratch + sums_bytes + 2 * (sums - scratch) : nullptr;
                 for (int64_t o = first; b > 0 && o < last; ++o) {
                     const Drain drain = code.drain(b, o);
                     const int64_t at = (o - first) * row;
@@ -111,7 +116,6 @@ void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& tas
                              at, row, at, at);
                 }
                 if (b + 1 < blocks) continue;
-                const bool more = code.drained_in(p);
                 RealPixelTask t = task;
                 for (int64_t i = begin, next = 0; i < end; i = next) {  // image by image
                     const int64_t image = i / vectors_, lane = i % vectors_ * of_vector;
@@ -137,8 +141,7 @@ void RealPixels::run_code(const KernelTable& table, const PixelView& input,
     const int64_t image_bytes = grid_bytes(kind_), shares = code_shares(threads);
     const int64_t channels = input.shape.channels;
     char* const scratch = stage + together * image_bytes;
-    const int64_t thread_bytes =
-        code_sums_bytes(images, threads) * (is_levels(kind_) ? 3 : 1);
+    const int64_t scratch_step = thread_bytes(images, threads);
     RealPixelTask t = task(kernels, kind_);
     set_output(output, residual, &t);
     t.stage = stage;
@@ -153,7 +156,7 @@ void RealPixels::run_code(const KernelTable& table, const PixelView& input,
         t.residual = residual.data ? residual.data + first * element_bytes(kind_) : nullptr;
         for_each(shares, threads, [&](int64_t share, int64_t thread) {
             run_share(kernels, t, count, image_bytes, code_->parts() * share / shares,
-                      code_->parts() * (share + 1) / shares, scratch + thread * thread_bytes);
+                      code_->parts() * (share + 1) / shares, scratch + thread * scratch_step);
         });
     }
 }

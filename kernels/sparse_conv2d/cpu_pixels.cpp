@@ -78,7 +78,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
         std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per image");
     points_ = g.input.height == 1 && g.input.width == 1 && g.output.height == 1 &&
-              g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1;
+              g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.padding == Pair{0, 0};
     if (!input.by_pixels) {
         make_lists(conv, input);
     } else if (grid_.by_column && fused_ && !points_) {

@@ -57,6 +57,7 @@ class RealPixels {
     int64_t code_shares(int64_t threads) const;
     int64_t code_band(int64_t images) const;
     int64_t code_sums_bytes(int64_t images, int64_t threads) const;
+    int64_t thread_bytes(int64_t images, int64_t threads) const;
     int64_t code_bytes(int64_t images, int64_t threads) const;
     void fill_code(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
                    char* stage) const;

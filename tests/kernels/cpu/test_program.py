@@ -15,31 +15,50 @@ from mpt_fast.kernels import cpu
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
 ISAS = cpu.engine().isas() if cpu.available() else []
 Array = NDArray[Any]
+Size = int | tuple[int, int]
 BATCHES = (1, 63, 64, 65, 130, 513)
 
 
+BUILDING = ("conv", "conv_sign", "conv_affine", "combine", "max_pool", "avg_pool", "flatten")
 LAYOUTS = ("images", "sliced", "lookups", "words")
 
 
 class EveryLayout:
-    """One program per lane layout, built alike; `run` fails unless they agree bit for bit."""
+    """One program per lane layout, built alike; `run` fails unless they agree bit for bit.
+
+    Of floats or levels alone, pixels in the lanes are one layout, and each runs with and without
+    code made from its taps.
+    """
 
     def __init__(self, shape: tuple[int, int, int], isa: str, kind: str) -> None:
         make = cpu.engine().Program
         self.programs = [make(*shape, isa=isa, input_kind=kind, layout=name) for name in LAYOUTS]
+        self.listed = [
+            make(*shape, isa=isa, input_kind=kind, layout=name, code=False) for name in LAYOUTS[:2]
+        ]
+        self.may_have_code = kind == "f32"
 
     def run(self, *arguments: Any) -> Array:
         first, *others = (program.run(*arguments) for program in self.programs)
         for other in others:
-            np.testing.assert_array_equal(other, first)
+            same_bits(other, first)
         return first
+
+    def finish(self, output: int) -> None:
+        if self.may_have_code:
+            self.programs[2:] = self.listed
+        for program in self.programs:
+            program.finish(output)
 
     def __getattr__(self, name: str) -> Any:
         if not callable(getattr(self.programs[0], name)):
             return getattr(self.programs[0], name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            images, *_ = (getattr(p, name)(*arguments, **options) for p in self.programs)
+            given = [a for a in (*arguments, *options.values()) if isinstance(a, str)]
+            self.may_have_code &= {"bits", "f64", "sign"}.isdisjoint(given)
+            programs = [*self.programs, *(self.listed if name in BUILDING else ())]
+            images, *_ = (getattr(p, name)(*arguments, **options) for p in programs)
             return images
 
         return call
@@ -81,12 +100,13 @@ class Net:
     def channels(self, count: int) -> Array:
         return self.rng.normal(size=count)
 
-    def conv(self, src: int, out: int, kernel: int = 3, stride: int = 1, padding: int = 1,
-             dilation: int = 1, groups: int = 1, density: float = 0.5, mode: str = "plain",
+    def conv(self, src: int, out: int, kernel: Size = 3, stride: Size = 1, padding: Size = 1,
+             dilation: Size = 1, groups: int = 1, density: float = 0.5, mode: str = "plain",
              residual: int = -1, signs: bool = True) -> int:  # fmt: skip
-        weight = self.weight((out, self.shapes[src][0] // groups, kernel, kernel), density, signs)
+        shape = (out, self.shapes[src][0] // groups, *both(kernel))
+        weight = self.weight(shape, density, signs)
         tensor = torch.from_numpy(weight)
-        geometry = ((stride, stride), (padding, padding), (dilation, dilation), groups)
+        geometry = (both(stride), both(padding), both(dilation), groups)
         given = (src, *self.taps(weight, signs), *geometry)
 
         def sums(v: list[torch.Tensor]) -> torch.Tensor:
@@ -174,6 +194,14 @@ class Net:
                 tight = 1e-12 if results[0].dtype == np.float64 else 1e-5
                 scale = np.abs(expected).max()
                 np.testing.assert_allclose(results[0], expected, rtol=tight, atol=tight * scale)
+
+
+def same_bits(one: Array, other: Array) -> None:
+    np.testing.assert_array_equal(*(a.view(f"i{a.itemsize}") for a in (one, other)))
+
+
+def both(value: Size) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def column(values: Array) -> torch.Tensor:
