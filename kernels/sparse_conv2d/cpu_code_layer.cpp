@@ -86,9 +86,11 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
     for (int64_t p = 0; p < code.parts(); ++p) drained = drained || code.drained_in(p);
     const int64_t sums_bytes = rows * row_sums, wide_bytes = drained ? 2 * sums_bytes : 0;
     const int64_t thread_bytes = sums_bytes + wide_bytes;
-    std::vector<char> scratch(size_t(thread_bytes * std::max<int64_t>(1, threads) + 63));
+    // Not a vector: what nothing reads before it is written need not be cleared.
+    const std::unique_ptr<char[]> scratch(
+        new char[size_t(thread_bytes * std::max<int64_t>(1, threads) + 63)]);
     char* const aligned = reinterpret_cast<char*>(
-        (reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+        (reinterpret_cast<uintptr_t>(scratch.get()) + 63) / 64 * 64);
     const int64_t step = levels ? 2 : 1;  // groups of 16 images to a group of lanes
 
     for_each(groups * bands * shares, threads, [&](int64_t item, int64_t thread) {
