@@ -17,6 +17,7 @@ constexpr int64_t kInputBudget = 64 * 1024;  // of the input between two visits 
 constexpr int64_t kShiftedColumns = 3, kShiftedBytes = 8 << 20;
 constexpr int64_t kTileBytes = 12 * 64;  // of the sums of the largest tile
 constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
+constexpr int64_t kHalfVector = 32, kHalfVectorTaps = 300000;
 constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -81,7 +82,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
               g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.padding == Pair{0, 0};
     if (!input.by_pixels) {
         make_lists(conv, input);
-    } else if (grid_.by_column && fused_ && !points_) {
+    } else if (grid_.by_column && fused_ && !points_ && worth_code(conv.compact_.count())) {
         make_code(kernels);
     } else {
         Layout apart = input;
@@ -90,6 +91,13 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
         listed.prepare(apart);
         make_lists(listed, apart);
     }
+}
+
+// False where code would serve half a vector only, and is so long that fetching it from memory takes longer
+// than reading lists of half its bytes.
+bool RealPixels::worth_code(int64_t taps) const {
+    const Shape& out = conv_.geometry_.output;
+    return out.height * out.width * element_bytes(kind_) > kHalfVector || taps <= kHalfVectorTaps;
 }
 
 // The layer's taps in its own order, from their distances in the other layout.

@@ -44,6 +44,7 @@ class RealPixels {
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     int64_t slice_bytes() const;
+    bool worth_code(int64_t taps) const;
     void make_code(const KernelTable& kernels);
     void make_lists(const RealConv& conv, const Layout& input);
     void list_levels(const RealConv& conv, const std::vector<int32_t>& offsets);
