@@ -77,8 +77,9 @@ int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* ar
     load_block(x, count, context);
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;
-        const Stopwatch watch(&(*times)[s]);
         const int id = int(s) + 1;
+        image_steps_[s]->make_ready(context, id);
+        const Stopwatch watch(&(*times)[s]);
         const View view = context.view(id);
         if (view.border_h > 0 || view.border_w > 0 || view.kind == Kind::kBits)
             for_each(context.groups(view.kind) * view.channels, threads,

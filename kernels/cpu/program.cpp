@@ -261,7 +261,7 @@ void Program::finish(int output) {
     join_sums();
     join_pools();
     overwrite_residuals();
-    if (makes_code())
+    if (can_make_code())
         for (Value& value : values_) value.layout.by_pixels = true;
     for (const auto& step : steps_) step->prepare(values_);
     for (const auto& step : joined_) step->prepare(values_);
@@ -307,7 +307,7 @@ void Program::plan_buffers() {
 
 bool Program::uses_pixels(int64_t images) const {
     if (lane_layout_ != LaneLayout::kAuto) return lane_layout_ != LaneLayout::kImages;
-    const bool code = values_[0].layout.by_pixels;
+    const bool code = makes_code();
     return images <= (levels()          ? (code ? kCodeImagesLevels : kPixelImagesLevels)
                       : lanes_ > kGroup ? kPixelImagesBits
                       : code            ? kCodeImagesReals
@@ -362,8 +362,8 @@ std::vector<std::string> Program::pixel_names(int64_t images) const {
     return names;
 }
 
-bool Program::makes_code() const {
-    if (output_ < 0 || !code_ || kernels_.code_vector_bytes == 0 || !can_run_code()) return false;
+bool Program::can_make_code() const {
+    if (!code_ || kernels_.code_vector_bytes == 0 || !can_run_code()) return false;
     for (Kind kind : {Kind::kBits, Kind::kShorts, Kind::kSums, Kind::kF64})
         if (any_of_kind(kind)) return false;
     return std::all_of(steps_.begin(), steps_.end(), [&](const auto& step) {

@@ -51,7 +51,7 @@ class Program {
     const char* isa() const { return kernels_.name; }
     // Of a finished program: true if it is of floats or levels alone, and the processor and the system
     // let their convolutions be made into code.
-    bool makes_code() const;
+    bool makes_code() const { return values_.front().layout.by_pixels; }
     int64_t lanes() const;
     // Lanes of the first block of so many images.
     int64_t block_lanes(int64_t images) const;
@@ -85,6 +85,7 @@ class Program {
     int64_t bytes_for(int64_t images, int64_t threads) const;
     void check_levels(const Taps& taps, const Geometry& geometry, const Affine& affine,
                       int residual, Kind kind) const;
+    bool can_make_code() const;
     bool any_of_kind(Kind kind) const;
     bool levels() const;
     void choose_lanes();

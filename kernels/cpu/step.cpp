@@ -84,6 +84,11 @@ const RealPixels& RealConvStep::pixels(const KernelTable& kernels) const {
     return *pixels_;
 }
 
+void RealConvStep::make_ready(const StepContext& context, int output) const {
+    conv_.make_ready(context.kernels, context.view(sources_[0]), context.view(output),
+                     residual_view(context, sources_));
+}
+
 void RealConvStep::run(const StepContext& context, int output) const {
     conv_.run(context.kernels, context.view(sources_[0]), context.view(output),
               residual_view(context, sources_), context.active, context.threads);
@@ -192,6 +197,11 @@ void PoolStep::run(const StepContext& context, int output) const {
 
 std::unique_ptr<ImageStep> PoolStep::reading(int source) const {
     return std::make_unique<PoolStep>(source, shape_, average_, flips_);
+}
+
+void PooledConvStep::make_ready(const StepContext& context, int output) const {
+    conv_.conv().make_ready(context.kernels, context.view(sources_[0]), context.view(output),
+                            View{}, true);
 }
 
 void PooledConvStep::run(const StepContext& context, int output) const {

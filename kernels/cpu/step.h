@@ -69,6 +69,8 @@ class ImageStep {
     // Called once the borders of all values are known.
     virtual void prepare(const std::vector<Value>&) {}
     virtual int64_t stage_bytes(const KernelTable&, int64_t) const { return 0; }
+    // Makes what every run needs and the first finds missing, which is no part of a run's time.
+    virtual void make_ready(const StepContext&, int) const {}
     virtual void run(const StepContext& context, int output) const = 0;
     virtual bool aliases() const { return false; }
     // The source that the result may overwrite: each place is read before it is written, and no
@@ -117,6 +119,7 @@ class RealConvStep : public Step {
     RealConvStep(int source, int residual, const Geometry& geometry, const Taps& taps,
                  Affine affine);
     void prepare(const std::vector<Value>& values) override;
+    void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
     int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
     void run_pixels(const PixelContext& context, int output) const override;
@@ -196,6 +199,7 @@ class PooledConvStep : public ImageStep {
    public:
     // `conv` must outlive this.
     explicit PooledConvStep(const RealConvStep& conv) : ImageStep(conv.sources()), conv_(conv) {}
+    void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
 
    private:

@@ -135,7 +135,8 @@ class TapCode {
     }
     const uint8_t* drained() const { return drained_.data(); }  // of each, whether anywhere
     bool drained_in(int64_t part) const;  // any channel of it
-    int64_t bytes() const { return int64_t(pages_->bytes()); }
+    // True where all of it stays in the L2 cache between two passes.
+    bool stays_near() const { return pages_->bytes() <= 256 * 1024; }
 
  private:
     class Writer;

@@ -14,7 +14,7 @@ constexpr int64_t kFunctionTaps = 4500;
 constexpr int64_t kPartSums = 24;  // about as many channels to a part
 // Code that stays in the L2 cache is visited row by row, while its input is near. Other code is worth
 // passing by for many rows, whose sums may leave that cache between two blocks of channels.
-constexpr int64_t kNearCode = 256 * 1024, kNearBand = 64 * 1024, kFarBand = 1024 * 1024;
+constexpr int64_t kNearBand = 64 * 1024, kFarBand = 1024 * 1024;
 constexpr int64_t kLeastPositions = 16;  // that a function is called for in a row
 
 }  // namespace
@@ -65,10 +65,8 @@ const TapCode& RealConv::code(const KernelTable& kernels, const RealConvTask& t)
     return *code_[ends];
 }
 
-void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
+void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64_t groups,
                         int64_t threads) const {
-    RealConvTask t = task;
-    t.scales = scales_.data();
     const TapCode& code = this->code(kernels, t);
     const bool levels = is_levels(t.input.kind);
     const int64_t blocks = code.blocks(), least = t.pooled ? 2 : 1;
@@ -76,7 +74,7 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& task, in
 
     // A band of rows passes through all parts of a block before the next block.
     const int64_t row_sums = t.width * 64 * (blocks > 1 ? outputs : code.most());
-    const int64_t band_bytes = code.bytes() > kNearCode ? kFarBand : kNearBand;
+    const int64_t band_bytes = code.stays_near() ? kNearBand : kFarBand;
     const int64_t rows = std::clamp<int64_t>(
         std::max(band_bytes / row_sums, kLeastPositions / t.width) / least * least, least,
         (t.height + least - 1) / least * least);

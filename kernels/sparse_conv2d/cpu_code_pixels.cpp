@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kBandBytes = 256 * 1024;  // of sums on their way from block to block
 // Code that leaves the L2 cache is passed by once for several images, in stages of so many bytes.
-constexpr int64_t kNearCode = 256 * 1024, kStages = 4 << 20;
+constexpr int64_t kStages = 4 << 20;
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -35,7 +35,7 @@ void RealPixels::make_code(const KernelTable& kernels) {
 }
 
 int64_t RealPixels::code_images(int64_t images) const {
-    if (code_->bytes() <= kNearCode) return 1;
+    if (code_->stays_near()) return 1;
     return std::clamp<int64_t>(kStages / grid_bytes(kind_), 1, images);
 }
 

@@ -208,6 +208,7 @@ RealConvTask RealConv::task(const View& input, const View& output, const View& r
     }
     if (!affine_.residual_scale.empty()) t.residual_scale = affine_.residual_scale.data();
     t.residual_shift = affine_.residual_shift.data();
+    t.scales = scales_.data();
     t.blocks = blocks_;
     t.in_row_step = g.stride[0] * input.row_bytes;
     t.in_pixel_step = g.stride[1] * input.pixel_bytes;

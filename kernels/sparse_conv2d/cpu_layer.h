@@ -40,6 +40,11 @@ class RealConv {
     const Taps& taps() const { return taps_; }
     const Affine& affine() const { return affine_; }
 
+    // Makes the code that run() of the same views needs, if any.
+    void make_ready(const KernelTable& kernels, const View& input, const View& output,
+                    const View& residual, bool pooled = false) const {
+        if (input.by_pixels) code(kernels, task(input, output, residual, pooled));
+    }
     // pooled: maxima of 2x2 results, without overlap, go out; without a residual, and not of signs.
     void run(const KernelTable& kernels, const View& input, const View& output,
              const View& residual, int64_t active, int64_t threads, bool pooled = false) const;

@@ -40,7 +40,7 @@ from mpt_fast.runtime.synthetic import Synthetic
 logger = logging.getLogger("mpt_fast")
 
 CACHE = "MPT_FAST_CACHE"
-_FORMAT = 2  # raised when a count changes its meaning; names of terms are checked by themselves
+_FORMAT = 3  # raised when a count changes its meaning; names of terms are checked by themselves
 _REPEATS = 8
 _SECONDS = 0.6  # no further repetition is begun after that
 

@@ -23,7 +23,6 @@ from mpt_fast.runtime.program import (
 )
 
 _L1, _L2 = 32 * 1024, 512 * 1024  # bytes; on a machine with others the coefficients absorb it
-_PAGE = 4096
 _SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of loads
 
 # As in sparse_conv2d/cpu_code_layer.cpp: taps of a function and bytes of its input under a pixel;
@@ -164,18 +163,6 @@ def _code(step: Step, sources: Sources, result: Value, block: Block) -> tuple[fl
     )
 
 
-def _by_pixels(count: Count) -> Count:
-    """From (calls, values, values read) of a kernel that goes through rows of single channels."""
-
-    def counted(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
-        call, values, read = count(step, sources, result, block)[:3]
-        rows = result.channels * result.height * block.groups
-        far = read if 64 * sources[0].channels >= _PAGE else 0
-        return call, rows, values, read, far
-
-    return counted
-
-
 def _combine(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     assert isinstance(step, Combine)
     values = math.prod(result.shape) * block.groups
@@ -302,8 +289,8 @@ def _of_code(kernel: Kernel) -> Kernel:
         kernel,
         case=f"{kernel.case} by pixels",
         layout=CODE,
-        terms=("call", "row", "value", "value read", "value read a page from the next"),
-        count=_by_pixels(kernel.count),
+        terms=kernel.terms[:3],  # there are no bits
+        count=lambda *arguments: kernel.count(*arguments)[:3],
     )
 
 

@@ -17,6 +17,9 @@ from mpt_fast.runtime.kernels import CODE, IMAGES, KERNELS, Block, Kernel
 from mpt_fast.runtime.synthetic import Synthetic
 
 needs_engine = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
+# Code is made for these instruction sets.
+CODED = cpu.available() and not {"avx512", "avx2"}.isdisjoint(cpu.engine().isas())
+LAYOUTS = kernels.LAYOUTS if CODED else (IMAGES,)
 BLOCK = Block(lanes=256, groups=16, words=4)
 
 
@@ -99,7 +102,9 @@ def test_counts_of_layers_that_run_as_code() -> None:
     net.levels(net.combine(0, "i8"), 30, 3, 0.5)
     assert counts(net.steps[-1], net.values, Block(32, 2, 8), CODE)["value"] == 30 * 36
     net.pool(2, 2)
-    assert counts(net.steps[-1], net.values, block, CODE)["row"] == 30 * 3
+    assert counts(net.steps[-1], net.values, block, CODE) == {
+        "call": 1, "value": 30 * 9, "value read": 30 * 9 * 4
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -141,11 +146,9 @@ def test_blocks_are_those_the_engine_cuts(batch: int) -> None:
 
 
 @needs_engine
-@pytest.mark.parametrize("layout", kernels.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_calibration_measures_every_kernel(layout: str) -> None:
     isa = cpu.engine().isas()[0]
-    if layout == CODE and not CompiledProgram(reals(), "f32", isa).code:
-        pytest.skip("no code is made on this machine")
     points = calibration.measure(isa, 1, layout)
     for kernel in calibration.kernels_of(layout):
         own = np.array([point.counts for point in points if point.case == kernel.case])
@@ -334,13 +337,21 @@ def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> No
 
 
 def test_which_layers_are_code_with_pixels_in_the_lanes() -> None:
-    def code(side: int, outputs: int, size: int) -> bool:
+    def code(
+        side: int, outputs: int, size: int, density: float = 0.1, levels: bool = False
+    ) -> bool:
         net = Synthetic((64, side, side))
-        net.real(0, outputs, size, 0.1)
-        return kernels.code_by_columns(net.steps[0], net.values[:1], net.values[1])
+        source = net.combine(0, "i8") if levels else 0
+        (net.levels if levels else net.real)(source, outputs, size, density)
+        values = net.values
+        return kernels.code_by_columns(net.steps[-1], [values[source]], values[-1])
 
     assert code(8, 16, 3)
     assert code(8, 16, 1)
     assert not code(8, 16, 5)  # wide
     assert not code(1, 16, 1)  # linear
     assert not code(224, 2, 3)  # large
+    assert code(4, 600, 3, 0.8, levels=True)
+    assert not code(4, 600, 3, 0.9, levels=True)  # more than 300 000 taps for half a vector
+    assert code(4, 600, 3, 0.9)
+    assert code(5, 600, 3, 0.9, levels=True)

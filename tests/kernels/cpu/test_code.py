@@ -44,7 +44,10 @@ class EveryWay(EveryLayout):
             for code in ((True, False) if isa in MADE_FOR else (False,))
         ]
         self.listed = []
-        self.may_have_code = False
+
+    def finish(self, output: int) -> None:
+        for program in self.programs:
+            program.finish(output)
 
 
 class CodeNet(Net):
@@ -295,6 +298,13 @@ def test_code_too_long_for_the_cache() -> None:
     net.check(net.conv(0, 64, density=0.7), (1, 16))
 
 
+def test_too_many_taps_for_half_a_vector() -> None:
+    """Of which lists are made even where the program makes code."""
+    net = CodeNet((64, 4, 4))
+    y = net.level_conv(net.identity(0, "i8"), 600, "i8", density=0.9)
+    net.check(net.identity(y, "f32"), (1, 17), True)
+
+
 def test_networks_with_flatten_and_linear_layers() -> None:
     net = CodeNet((3, 9, 8))
     x = net.conv(0, 8, mode="relu")
@@ -416,7 +426,6 @@ def test_first_runs_of_many_threads_at_once(isa: str) -> None:
         net.program.listed = []
         x = net.conv(0, 40, mode="relu")
         x = net.conv(x, 40, mode="relu", residual=x)
-        net.program.may_have_code = False
         net.program.finish(net.conv(net.flatten(x), 7, kernel=1, padding=0))
         return net.program
 

@@ -26,8 +26,8 @@ LAYOUTS = ("images", "sliced", "lookups", "words")
 class EveryLayout:
     """One program per lane layout, built alike; `run` fails unless they agree bit for bit.
 
-    Of floats or levels alone, pixels in the lanes are one layout, and each runs with and without
-    code made from its taps.
+    Where code is made from the taps, pixels in the lanes are one layout, and both layouts run
+    without code too.
     """
 
     def __init__(self, shape: tuple[int, int, int], isa: str, kind: str) -> None:
@@ -36,7 +36,6 @@ class EveryLayout:
         self.listed = [
             make(*shape, isa=isa, input_kind=kind, layout=name, code=False) for name in LAYOUTS[:2]
         ]
-        self.may_have_code = kind == "f32"
 
     def run(self, *arguments: Any) -> Array:
         first, *others = (program.run(*arguments) for program in self.programs)
@@ -45,18 +44,18 @@ class EveryLayout:
         return first
 
     def finish(self, output: int) -> None:
-        if self.may_have_code:
-            self.programs[2:] = self.listed
         for program in self.programs:
             program.finish(output)
+        if self.programs[0].makes_code:
+            for program in self.listed:
+                program.finish(output)
+            self.programs[2:] = self.listed
 
     def __getattr__(self, name: str) -> Any:
         if not callable(getattr(self.programs[0], name)):
             return getattr(self.programs[0], name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            given = [a for a in (*arguments, *options.values()) if isinstance(a, str)]
-            self.may_have_code &= {"bits", "f64", "sign"}.isdisjoint(given)
             programs = [*self.programs, *(self.listed if name in BUILDING else ())]
             images, *_ = (getattr(p, name)(*arguments, **options) for p in programs)
             return images
