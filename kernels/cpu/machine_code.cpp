@@ -120,7 +120,7 @@ void Assembler::widen_shorts(int to, Base base, int64_t distance) {
 }
 
 void Assembler::upper_half(int to, int from) {
-    operate(avx512_ ? VectorOp{3, 1, 0x3B, true} : VectorOp{3, 1, 0x39}, from, 0, to);
+    operate(vector_bytes_ == 64 ? VectorOp{3, 1, 0x3B, true} : VectorOp{3, 1, 0x39}, from, 0, to);
     byte(1);
 }
 

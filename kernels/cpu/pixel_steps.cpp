@@ -131,12 +131,16 @@ void BitConvStep::run_pixels(const PixelContext& context, int output) const {
 }
 
 int64_t RealConvStep::pixel_stage_bytes(const PixelContext& context, int output) const {
-    return pixels(context.kernels).stage_bytes(context.kernels, context.views[output].images, context.threads);
+    const PixelView& to = context.views[output];
+    return pixels(context.kernels, to.kind).stage_bytes(context.kernels, to.images,
+                                                        context.threads);
 }
 
 void RealConvStep::run_pixels(const PixelContext& context, int output) const {
-    pixels(context.kernels).run(context.kernels, context.views[sources_[0]], context.views[output],
-                 residual_view(context, sources_), context.threads, context.stage);
+    const PixelView& to = context.views[output];
+    pixels(context.kernels, to.kind)
+        .run(context.kernels, context.views[sources_[0]], to, residual_view(context, sources_),
+             context.threads, context.stage);
 }
 
 void CombineStep::run_pixels(const PixelContext& context, int output) const {

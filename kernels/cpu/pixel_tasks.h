@@ -135,6 +135,17 @@ struct FillTask {
     int64_t padding_h, padding_w, dilation_w;
 };
 
+// The same of some channels, where a part is the channel itself, shifted: a vector of 64 bytes comes from as many bytes
+// behind the channel's first pixel as `offsets` says, but zeros where `masks` has no bit for the element.
+struct ShiftTask {
+    int64_t element_bytes;  // 2 or 4
+    int64_t runs, vectors;  // of the stage: runs of vectors, run_step bytes apart
+    int64_t run_step;
+    int64_t channels, pixel_step, stage_step;  // steps: bytes between channels
+    const int32_t* offsets;  // [runs][vectors]
+    const uint32_t* masks;
+};
+
 struct PixelKernels {
     int64_t tile_vectors;  // most vectors that a tile of RealPixelTask may span
     int64_t vector_bytes;
@@ -151,6 +162,7 @@ struct PixelKernels {
                         const char* sums, const char* wide);
     // One channel of one image; null without masked vectors.
     void (*fill_channel)(const FillTask&, const char* pixels, char* to);
+    void (*shift_channels)(const ShiftTask&, const char* pixels, char* to);
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much

@@ -76,10 +76,10 @@ void RealConvStep::prepare(const std::vector<Value>& values) {
     conv_.prepare(layouts_[0]);
 }
 
-const RealPixels& RealConvStep::pixels(const KernelTable& kernels) const {
+const RealPixels& RealConvStep::pixels(const KernelTable& kernels, Kind output) const {
     std::call_once(pixels_made_, [&] {
         pixels_ = std::make_unique<RealPixels>(kernels, conv_, layouts_[0],
-                                               layouts_.size() > 1 ? &layouts_[1] : nullptr);
+                                               layouts_.size() > 1 ? &layouts_[1] : nullptr, output);
     });
     return *pixels_;
 }

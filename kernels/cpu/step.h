@@ -133,7 +133,7 @@ class RealConvStep : public Step {
 
    private:
     // Its lists are made for the first small batch: a network for large ones does without them.
-    const RealPixels& pixels(const KernelTable& kernels) const;
+    const RealPixels& pixels(const KernelTable& kernels, Kind output) const;
 
     RealConv conv_;
     std::vector<Layout> layouts_;  // of the sources

@@ -29,14 +29,20 @@ const Registers& registers_of(const CodeShape& shape) {
 // What a function is called with.
 constexpr Base kCalledInput = Base::kRdi, kCalledSums = Base::kRsi, kCalledStep = Base::kRdx;
 constexpr Base kCalledOutput = Base::kRcx, kCalledResidual = Base::kR8;
-// Further bases of the input. The first need not be saved.
-constexpr std::array<Base, 9> kBases = {Base::kRax, Base::kR9,  Base::kR10, Base::kR11, Base::kRbx,
-                                        Base::kRbp, Base::kR13, Base::kR14, Base::kR15};
-constexpr size_t kUnsaved = 4;
+constexpr Base kCalledOutputStep = Base::kR9;  // where CodeEnd is stepped
+// Further bases of the input; the last where it is not the output's step. The first need not be saved.
+constexpr std::array<Base, 9> kBases = {Base::kRax, Base::kR10, Base::kR11, Base::kRbx, Base::kRbp,
+                                        Base::kR13, Base::kR14, Base::kR15, Base::kR9};
+bool must_be_saved(Base base) {
+    return base == Base::kRbx || base == Base::kRbp || int(base) >= int(Base::kR13);
+}
 
 // Upper bounds of code, in bytes: of a tap of a sign or a weight, with its load; of what leads from a
 // channel to the next; of the rest of a function.
 constexpr int64_t kSignBytes = 12, kWeightBytes = 32, kChannelBytes = 8, kFunctionBytes = 8192;
+
+// What the instruction cache holds, and somewhat more: 20 to 64 KB differ by less than 5 %.
+constexpr int64_t kVisitBytes = 40 * 1024;
 
 struct Entry {
     uint8_t sum;
@@ -112,7 +118,7 @@ class TapCode::Writer {
         code_.begin_function();
         choose_bases(first_channel, channels);
         for (size_t b = 0; b < windows_.size(); ++b) {
-            if (b >= kUnsaved) code_.push(kBases[b]);
+            if (must_be_saved(kBases[b])) code_.push(kBases[b]);
             code_.load_address(kBases[b], kCalledInput, windows_[b]);
         }
         if (real() && signs_) code_.set_ones(use_.ones);
@@ -132,8 +138,8 @@ class TapCode::Writer {
                 if (begins[i] != begins[i + 1])
                     taps(c, k, entries.data() + begins[i], entries.data() + begins[i + 1]);
             }
-            if (running() && !windows_.empty() && c + 1 < channels)
-                code_.add(kBases[0], int32_t(shape_.channel_bytes));
+            for (size_t b = 0; running() && c + 1 < channels && b < windows_.size(); ++b)
+                code_.add(kBases[b], int32_t(shape_.channel_bytes));
         }
         if (output < 0)
             for (int s = 0; s < sums; ++s) {
@@ -144,7 +150,8 @@ class TapCode::Writer {
             finish_reals(sums, scales);
         else
             finish_levels(sums, scales);
-        for (size_t b = windows_.size(); b-- > kUnsaved;) code_.pop(kBases[b]);
+        for (size_t b = windows_.size(); b-- > 0;)
+            if (must_be_saved(kBases[b])) code_.pop(kBases[b]);
         code_.leave();
     }
 
@@ -152,8 +159,17 @@ class TapCode::Writer {
 
  private:
     bool real() const { return shape_.kind == Kind::kF32; }
-    // Channels far apart share one base that moves on; of those side by side every base serves all.
+    // The bases of channels apart move on; of channels side by side every base serves all.
     bool running() const { return shape_.channel_bytes > shape_.vector_bytes; }
+    bool stepped() const { return end_ && end_->stepped; }
+    size_t most_bases() const { return kBases.size() - (stepped() ? 1 : 0); }
+    // From one channel's result and residual to the next's, and how far the first byte of `s` is.
+    void next_result(int s) {
+        if (!stepped() || s == 0) return;
+        code_.add(kCalledOutput, kCalledOutputStep);
+        if (end_->residual) code_.add(kCalledResidual, kCalledOutputStep);
+    }
+    int64_t result_distance(int s) const { return stepped() ? 0 : s * 64; }
 
     // Distances for as few bases as bring the input of all taps near one of them.
     void choose_bases(int64_t first_channel, int64_t channels) {
@@ -161,20 +177,13 @@ class TapCode::Writer {
         first_ = first_channel * shape_.channel_bytes;
         if (!shape_.avx512) return;  // short distances would reach two vectors
         const int64_t reach = 128 * shape_.vector_bytes;
-        const auto [low, high] =
-            std::minmax_element(shape_.positions.begin(), shape_.positions.end());
-        if (running()) {
-            const int64_t middle = (*low + *high) / 2 / shape_.vector_bytes * shape_.vector_bytes;
-            windows_.push_back(first_ + middle);
-            return;
-        }
         std::vector<int64_t> starts = shape_.positions;
         std::sort(starts.begin(), starts.end());
-        const int64_t width = (channels - 1) * shape_.channel_bytes;
+        const int64_t width = running() ? 0 : (channels - 1) * shape_.channel_bytes;
         int64_t end = 0;  // up to where the bases so far reach
         for (const int64_t start : starts)
             for (int64_t at = std::max(start, end); at <= start + width; at = end) {
-                if (windows_.size() == kBases.size()) return;
+                if (windows_.size() == most_bases()) return;
                 windows_.push_back(first_ + at + reach);
                 end = at + 2 * reach;
             }
@@ -183,10 +192,9 @@ class TapCode::Writer {
     // Which base and how far from it: channel c of the block at position k.
     std::pair<Base, int64_t> place(int64_t c, int64_t k) const {
         const int64_t at = first_ + shape_.positions[size_t(k)];
-        if (running() && !windows_.empty()) return {kBases[0], at - windows_[0]};
-        const int64_t own = at + c * shape_.channel_bytes;
+        const int64_t own = at + c * shape_.channel_bytes, from_base = running() ? at : own;
         for (size_t b = 0; b < windows_.size(); ++b)
-            if (code_.is_near(own - windows_[b])) return {kBases[b], own - windows_[b]};
+            if (code_.is_near(from_base - windows_[b])) return {kBases[b], from_base - windows_[b]};
         return {kCalledInput, own};
     }
 
@@ -226,15 +234,16 @@ class TapCode::Writer {
         const int input = use_.input, zero = use_.zero;
         if (end_->relu) code_.operate(kXor, zero, zero, zero);
         for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float)) {
+            next_result(s);
             if (end_->scaled) scale(s, scales);
             if (end_->residual) {
-                code_.move(kLoad, input, kCalledResidual, s * 64);
+                code_.move(kLoad, input, kCalledResidual, result_distance(s));
                 scale(input, scales + 2 * sizeof(float));
                 code_.operate(kAddFloats, s, s, input);
             }
             // The second operand where it is not a number, as in PyTorch's relu.
             if (end_->relu) code_.operate(kMaxFloats, s, zero, s);
-            code_.move(kStore, s, kCalledOutput, s * 64);
+            code_.move(kStore, s, kCalledOutput, result_distance(s));
         }
     }
 
@@ -244,9 +253,10 @@ class TapCode::Writer {
         code_.spread_float(use_.low, levels);
         code_.spread_float(use_.high, levels + sizeof(float));
         const int other = use_.other;
-        for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float))
+        for (int s = 0; s < sums; ++s, scales += 4 * sizeof(float)) {
+            next_result(s);
             for (int half = 0; half < 2; ++half) {
-                const int64_t place = s * 64 + half * shape_.vector_bytes / 2;
+                const int64_t place = result_distance(s) + half * shape_.vector_bytes / 2;
                 // The upper half may take the register of the sums.
                 const int value = half == 0 ? use_.input : s;
                 if (half == 1) code_.upper_half(s, s);
@@ -264,6 +274,7 @@ class TapCode::Writer {
                 code_.convert(kToInts, value, value);
                 code_.store_shorts(value, kCalledOutput, place);
             }
+        }
     }
 
     const CodeShape& shape_;
@@ -280,7 +291,7 @@ class TapCode::Writer {
 
 TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& shape,
                  const CodeEnd* end)
-    : ends_(end != nullptr) {
+    : channel_bytes_(shape.channel_bytes), ends_(end != nullptr) {
     const int64_t outputs = g.output.channels, block = shape.block_channels;
     const auto area = int64_t(shape.positions.size());
     const int64_t farthest = *std::max_element(shape.positions.begin(), shape.positions.end());
@@ -377,10 +388,11 @@ int64_t TapCode::code_bytes(int64_t block, int64_t part) const {
     return offsets_[i + 1] - offsets_[i];
 }
 
-int64_t TapCode::most() const {
-    int64_t most = 0;
-    for (int64_t p = 0; p < parts(); ++p) most = std::max(most, first(p + 1) - first(p));
-    return most;
+int64_t TapCode::visit_end(int64_t block, int64_t part, int64_t to) const {
+    if (block == blocks()) return to;
+    int64_t bytes = code_bytes(block, part++);
+    while (part < to && (bytes += code_bytes(block, part)) <= kVisitBytes) ++part;
+    return part;
 }
 
 bool TapCode::drained_in(int64_t part) const {

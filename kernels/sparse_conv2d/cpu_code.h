@@ -97,6 +97,7 @@ struct CodeEnd {
     bool scaled, residual, relu;
     float low_level, high_level;
     const float* scales;  // [O][4]
+    bool stepped;         // channels of results and residual lie as far apart as the caller says
 };
 
 // Functions, one for every block of input channels and part of the output channels. Reals
@@ -109,20 +110,23 @@ class TapCode {
 
     // Adds a block's taps to the sums of a part's channels, `step` bytes apart from `sums` on; they
     // start from zero in the first block and where drain() says so. Where the part finishes(), its last
-    // block writes results instead, 64 bytes apart, and reads a residual likewise.
+    // block writes results instead, 64 bytes apart or `output_step`, and reads a residual likewise.
     typedef void (*Function)(const char* input, char* sums, int64_t step, char* output,
-                             const char* residual);
+                             const char* residual, int64_t output_step);
     bool finishes(int64_t part) const { return ends_ && !drained_in(part); }
     Function function(int64_t block, int64_t part) const;
     // Where its code begins and how long it is.
     const uint8_t* code(int64_t block, int64_t part) const;
     int64_t code_bytes(int64_t block, int64_t part) const;
 
+    int64_t channel_bytes() const { return channel_bytes_; }  // of the input, as in CodeShape
     int64_t blocks() const { return blocks_; }
     int64_t parts() const { return int64_t(firsts_.size()) - 1; }
     // The output channels of a part are [first(part), first(part + 1)).
     int64_t first(int64_t part) const { return firsts_[size_t(part)]; }
-    int64_t most() const;  // of any part
+    // The first of parts [part, to) that does not visit the same input together with `part`: those do
+    // whose code the instruction cache holds, so that an input comes from the L2 cache once for all.
+    int64_t visit_end(int64_t block, int64_t part, int64_t to) const;
     // Into how many shares to cut the parts for `rows` rows of work: few, for every share reads all of its
     // input and begins with code that nothing has fetched.
     int64_t shares(int64_t rows, int64_t threads) const {
@@ -141,7 +145,7 @@ class TapCode {
  private:
     class Writer;
 
-    int64_t blocks_;
+    int64_t channel_bytes_, blocks_;
     bool ends_;
     std::vector<int64_t> firsts_;
     std::vector<int64_t> offsets_;  // of the functions, block by block, and of their end
@@ -150,18 +154,14 @@ class TapCode {
     std::unique_ptr<CodePages> pages_;
 };
 
-// Brings the function behind a block and part, of parts [from, to), near the processor while that runs
-// `calls` times: no hardware foresees a jump.
+// Brings the code of a block and parts [part, end) near the processor in `calls` steps, while other code
+// runs: no hardware foresees a jump.
 class CodeFetch {
  public:
-    CodeFetch(const TapCode& code, int64_t block, int64_t part, int64_t from, int64_t to,
-              int64_t calls) {
-        const bool wraps = part + 1 == to;
-        if (wraps) ++block;
+    CodeFetch(const TapCode& code, int64_t block, int64_t part, int64_t end, int64_t calls) {
         if (block == code.blocks()) return;
-        part = wraps ? from : part + 1;
         at_ = code.code(block, part);
-        left_ = (code.code_bytes(block, part) + 63) / 64;
+        left_ = (code.code(block, end - 1) + code.code_bytes(block, end - 1) - at_ + 63) / 64;
         step_ = (left_ + calls - 1) / calls;
     }
     void some() {

@@ -1,5 +1,6 @@
 // Layers that run as code made from their taps, images in the lanes.
 #include <algorithm>
+#include <vector>
 
 #include "cpu/parallel.h"
 #include "sparse_conv2d/cpu_layer.h"
@@ -16,6 +17,25 @@ constexpr int64_t kPartSums = 24;  // about as many channels to a part
 // passing by for many rows, whose sums may leave that cache between two blocks of channels.
 constexpr int64_t kNearBand = 64 * 1024, kFarBand = 1024 * 1024;
 constexpr int64_t kLeastPositions = 16;  // that a function is called for in a row
+
+// A part's function and sums where a band of rows passes through it.
+struct CodeVisit {
+    TapCode::Function function;
+    int64_t first, channels;  // of the output
+    char *sums, *wide;        // pixel by pixel; wide: of 32 bits, or null
+    bool finishes;
+};
+
+void drain(const KernelTable& kernels, const TapCode& code, int64_t block, const CodeVisit& v,
+           int64_t pixels) {
+    const int64_t pixel = v.channels * 64;
+    for (int64_t i = 0; i < v.channels; ++i) {
+        const Drain drain = code.drain(block, v.first + i);
+        if (drain == Drain::kNone) continue;
+        for (int64_t at = i * 64; at < pixels * pixel; at += pixel)
+            kernels.drain(v.sums + at, 32, drain, v.wide + 2 * at);
+    }
+}
 
 }  // namespace
 
@@ -58,7 +78,8 @@ const TapCode& RealConv::code(const KernelTable& kernels, const RealConvTask& t)
                              t.operation == Operation::kRelu,
                              t.low_level,
                              t.high_level,
-                             scales_.data()};
+                             scales_.data(),
+                             false};
         code_[ends] = std::make_unique<const TapCode>(
             geometry_, compact_, shape_for(kernels, code_shape_), ends ? &end : nullptr);
     });
@@ -73,7 +94,7 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64
     const int64_t outputs = geometry_.output.channels;
 
     // A band of rows passes through all parts of a block before the next block.
-    const int64_t row_sums = t.width * 64 * (blocks > 1 ? outputs : code.most());
+    const int64_t row_sums = t.width * 64 * outputs;
     const int64_t band_bytes = code.stays_near() ? kNearBand : kFarBand;
     const int64_t rows = std::clamp<int64_t>(
         std::max(band_bytes / row_sums, kLeastPositions / t.width) / least * least, least,
@@ -99,50 +120,61 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64
         const int64_t to = code.parts() * (share + 1) / shares;
         const char* const input = t.input.origin + step * group * t.input.group_bytes;
         char* const own = aligned + thread * thread_bytes;
+        std::vector<CodeVisit> visits;
         for (int64_t b = 0; b < blocks; ++b)
-            for (int64_t p = from; p < to; ++p) {
-                const int64_t first = code.first(p), channels = code.first(p + 1) - first;
-                const int64_t pixel = channels * 64;
-                char* const sums =
-                    own + (blocks > 1 ? (first - code.first(from)) * rows * t.width * 64 : 0);
-                const bool last = b + 1 == blocks, more = code.drained_in(p);
-                char* const wide = more ? own + sums_bytes + 2 * (sums - own) : nullptr;
-                if (b > 0 && more)
-                    for (int64_t i = 0; i < channels; ++i) {
-                        const Drain drain = code.drain(b, first + i);
-                        if (drain == Drain::kNone) continue;
-                        for (int64_t at = i * 64; at < (end - begin) * t.width * pixel; at += pixel)
-                            kernels.drain(sums + at, 32, drain, wide + 2 * at);
-                    }
-                const TapCode::Function function = code.function(b, p);
-                CodeFetch fetch(code, b, p, from, to, (end - begin) * t.width);
-                const bool finishes = last && code.finishes(p);
+            for (int64_t p = from, stop = 0; p < to; p = stop) {
+                stop = code.visit_end(b, p, to);
+                visits.clear();
+                for (int64_t i = p; i < stop; ++i) {
+                    CodeVisit v = {};
+                    v.function = code.function(b, i);
+                    v.first = code.first(i);
+                    v.channels = code.first(i + 1) - v.first;
+                    v.sums = own + (blocks > 1 ? v.first - code.first(from)
+                                               : v.first - code.first(p)) * rows * t.width * 64;
+                    v.wide = code.drained_in(i) ? own + sums_bytes + 2 * (v.sums - own) : nullptr;
+                    v.finishes = b + 1 == blocks && code.finishes(i);
+                    visits.push_back(v);
+                    if (b > 0 && v.wide) drain(kernels, code, b, v, (end - begin) * t.width);
+                }
+                const bool wraps = stop == to;
+                const int64_t next_block = wraps ? b + 1 : b, next = wraps ? from : stop;
+                CodeFetch fetch(code, next_block, next, code.visit_end(next_block, next, to),
+                                (end - begin) * t.width);
                 const auto place = [&](const View& view, int64_t y, int64_t x) {
                     return view.origin + step * group * view.group_bytes + y * view.row_bytes +
-                           x * view.pixel_bytes + first * 64;
+                           x * view.pixel_bytes;
                 };
-                char* at = sums;
-                for (int64_t y = begin; y < end; ++y) {
+                for (int64_t y = begin, pixel = 0; y < end; ++y) {
                     const char* pixels = input + y * t.in_row_step;
-                    for (int64_t x = 0; x < t.width; ++x, at += pixel, pixels += t.in_pixel_step) {
+                    for (int64_t x = 0; x < t.width; ++x, ++pixel, pixels += t.in_pixel_step) {
                         fetch.some();
-                        char* const out = finishes ? place(t.output, y, x) : at;
+                        char* const out = place(t.output, y, x);
                         const char* const residual =
-                            finishes && t.residual.origin ? place(t.residual, y, x) : at;
-                        for (int64_t v = 0; v < 64; v += kernels.code_vector_bytes)
-                            function(pixels + v, at + v, 64, out + v, residual + v);
+                            t.residual.origin ? place(t.residual, y, x) : out;
+                        for (const CodeVisit& v : visits) {
+                            char* const sums = v.sums + pixel * v.channels * 64;
+                            char* const to_here = v.finishes ? out + v.first * 64 : sums;
+                            const char* const other =
+                                v.finishes ? residual + v.first * 64 : sums;
+                            for (int64_t at = 0; at < 64; at += kernels.code_vector_bytes)
+                                v.function(pixels + at, sums + at, 64, to_here + at, other + at, 64);
+                        }
                     }
                 }
-                if (!last || finishes) continue;
-                for (int64_t y = begin; y < end; y += least) {
-                    const int64_t row = (y - begin) * t.width * pixel;
-                    const CodeSums ready = {sums + row,
-                                            more ? wide + 2 * row : nullptr,
-                                            more ? code.drained() + first : nullptr,
-                                            t.width * pixel,
-                                            channels,
-                                            first};
-                    kernels.finish_code(t, ready, group, y);
+                if (b + 1 < blocks) continue;
+                for (const CodeVisit& v : visits) {
+                    if (v.finishes) continue;
+                    for (int64_t y = begin; y < end; y += least) {
+                        const int64_t row = (y - begin) * t.width * v.channels * 64;
+                        const CodeSums ready = {v.sums + row,
+                                                v.wide ? v.wide + 2 * row : nullptr,
+                                                v.wide ? code.drained() + v.first : nullptr,
+                                                t.width * v.channels * 64,
+                                                v.channels,
+                                                v.first};
+                        kernels.finish_code(t, ready, group, y);
+                    }
                 }
             }
     });

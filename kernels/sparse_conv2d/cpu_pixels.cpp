@@ -45,7 +45,7 @@ void copy_row(const T* row, int64_t width, int64_t first, int64_t step, T* to, i
 }  // namespace
 
 RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
-                       const Layout* residual)
+                       const Layout* residual, Kind output)
     : conv_(conv), kind_(input.kind) {
     const Geometry& g = conv.geometry_;
     const Affine& affine = conv.affine_;
@@ -83,7 +83,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
     if (!input.by_pixels) {
         make_lists(conv, input);
     } else if (grid_.by_column && fused_ && !points_ && worth_code(conv.compact_.count())) {
-        make_code(kernels);
+        make_code(kernels, residual != nullptr, output);
     } else {
         Layout apart = input;
         apart.by_pixels = false;

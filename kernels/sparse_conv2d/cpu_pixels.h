@@ -15,7 +15,7 @@ class RealPixels {
     // `conv` must outlive this and be prepared for `input`; `residual` is null without one. Inputs by
     // pixels, there, mean code here.
     RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
-               const Layout* residual);
+               const Layout* residual, Kind output);
 
     int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
     // `residual.data` is null without one.
@@ -45,7 +45,9 @@ class RealPixels {
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     int64_t slice_bytes() const;
     bool worth_code(int64_t taps) const;
-    void make_code(const KernelTable& kernels);
+    void plan_shifts();
+    void fill_places(const char* pixels, int64_t top, int64_t rows, char* to) const;
+    void make_code(const KernelTable& kernels, bool residual, Kind output);
     void make_lists(const RealConv& conv, const Layout& input);
     void list_levels(const RealConv& conv, const std::vector<int32_t>& offsets);
     void list_reals(const RealConv& conv, const std::vector<int32_t>& offsets);
@@ -54,18 +56,20 @@ class RealPixels {
     void set_output(const PixelView& output, const PixelView& residual, RealPixelTask* task) const;
     // Of layers that are code: images whose stages lie side by side, shares of the output channels, and
     // vectors of sums that pass through all parts of a block before the next block.
+    int64_t stage_rows() const;
     int64_t code_images(int64_t images) const;
     int64_t code_shares(int64_t threads) const;
     int64_t code_band(int64_t images) const;
     int64_t code_sums_bytes(int64_t images, int64_t threads) const;
     int64_t thread_bytes(int64_t images, int64_t threads) const;
     int64_t code_bytes(int64_t images, int64_t threads) const;
-    void fill_code(const PixelKernels& kernels, const PixelView& input, int64_t image, int64_t c,
-                   char* stage) const;
+    void fill_code(const PixelKernels& kernels, const PixelView& input, int64_t image,
+                   int64_t begin, int64_t end, int64_t top, int64_t rows, char* stage) const;
     void run_code(const KernelTable& kernels, const PixelView& input, const PixelView& output,
                   const PixelView& residual, int64_t threads, char* stage) const;
-    void run_share(const PixelKernels& kernels, const RealPixelTask& task, int64_t images,
-                   int64_t image_bytes, int64_t from, int64_t to, char* scratch) const;
+    void run_share(const PixelKernels& kernels, const RealPixelTask& task, int64_t origin,
+                   int64_t total, int64_t image_bytes, int64_t from, int64_t to,
+                   char* scratch) const;
     bool run_in_float(const PixelKernels& kernels, const PixelView& input,
                       const PixelView& output, int64_t threads, char* stage) const;
 
@@ -76,6 +80,11 @@ class RealPixels {
     // The layer's taps as code, or null and as the kernel takes them: see RealPixelTask.
     std::unique_ptr<const TapCode> code_;
     int64_t vectors_ = 0, vector_bytes_ = 0;  // of a channel's results, where they are code
+    // Of code whose vectors are parts of a row: how many to a row. Its stage is [rows][across][channels]
+    // [parts] of vectors, so that one result's input lies in few pages. Else 0.
+    int64_t across_ = 0;
+    std::vector<int32_t> shift_offsets_;  // as in ShiftTask; empty where parts are no shifted channels
+    std::vector<uint32_t> shift_masks_;
     int64_t blocks_ = 1, visit_ = 1;
     std::vector<RealRun> runs_;
     std::vector<int32_t> offsets_;

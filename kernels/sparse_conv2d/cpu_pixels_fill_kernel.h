@@ -97,9 +97,31 @@ static void fill_channel(const FillTask& t, const char* pixels, char* to) {
         t.stride_w == 1 ? fill_parts<Words, 1>(t, pixels, to)
                         : fill_parts<Words, 2>(t, pixels, to);
 }
+
+template <class E>
+MPT_INLINE void shift_vectors(const ShiftTask& t, const char* pixels, char* to) {
+    const int32_t* offsets = t.offsets;
+    const uint32_t* masks = t.masks;
+    for (int64_t run = 0; run < t.runs; ++run, to += t.run_step) {
+        const char* channel = pixels;
+        char* out = to;
+        for (int64_t c = 0; c < t.channels; ++c, channel += t.pixel_step, out += t.stage_step)
+            for (int64_t i = 0; i < t.vectors; ++i)
+                _mm512_storeu_si512(
+                    out + i * 64, E::load(typename E::Mask(masks[i]), channel + offsets[i]));
+        offsets += t.vectors;
+        masks += t.vectors;
+    }
+}
+
+static void shift_channels(const ShiftTask& t, const char* pixels, char* to) {
+    t.element_bytes == 2 ? shift_vectors<Shorts>(t, pixels, to) : shift_vectors<Words>(t, pixels, to);
+}
 constexpr auto kFillChannel = &fill_channel;
+constexpr auto kShiftChannels = &shift_channels;
 #else
 constexpr decltype(PixelKernels::fill_channel) kFillChannel = nullptr;
+constexpr decltype(PixelKernels::shift_channels) kShiftChannels = nullptr;
 #endif
 
 }  // namespace MPT_ISA
