@@ -5,6 +5,7 @@
 #include "bitsliced_conv2d/cpu_pixels_stage_kernel.h"
 #include "sparse_conv2d/cpu_levels_pixels_kernel.h"
 #include "sparse_conv2d/cpu_pixels_fill_kernel.h"
+#include "sparse_conv2d/cpu_short_lists_kernel.h"
 
 namespace mpt {
 namespace MPT_ISA {
@@ -14,7 +15,8 @@ const PixelKernels& pixel_kernels() {
         kTileVectors, MPT_VECTOR_BYTES, Plane<Block::kSmall>::kLists,
         tap_planes,   stage_planes,     pair_signs,
         pixel_bit_conv, narrow,         finish_pixel_code,
-        kFillChannel,   kShiftChannels, drain_levels,   pixel_real_conv};
+        kFillChannel,   kShiftChannels, kShortStage,    kShortLists,
+        drain_levels,   pixel_real_conv};
     return table;
 }
 

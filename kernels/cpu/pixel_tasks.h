@@ -146,6 +146,33 @@ struct ShiftTask {
     const uint32_t* masks;
 };
 
+// Some channels of the stage of ShortLists and, `negative` bytes behind them, their negatives. Vectors are
+// as in ShiftTask, `places` behind where their channel begins. A channel is written up to a vector beyond
+// its end, before the next.
+struct ShortStageTask {
+    int64_t element_bytes;
+    int64_t vectors, channels;
+    int64_t pixel_step, stage_step, negative;
+    const int32_t* offsets;
+    const uint32_t* masks;
+    const int32_t* places;
+};
+
+// One block of input channels and some groups of eight output channels of ShortLists.
+constexpr int kShortChannels = 8;
+struct ShortListTask {
+    Kind kind;
+    bool halves;  // vectors of 32 bytes
+    bool first;   // sums start from zero
+    int64_t groups;
+    const char* input;
+    // [taps of the group][eight]: halves of the distance from `input` to the vector that is added.
+    const uint16_t* entries;
+    const uint16_t* order;  // [groups][eight]: the output channels
+    const int32_t* taps;    // [groups]
+    char* sums;             // 64 bytes to an output channel
+};
+
 struct PixelKernels {
     int64_t tile_vectors;  // most vectors that a tile of RealPixelTask may span
     int64_t vector_bytes;
@@ -160,9 +187,11 @@ struct PixelKernels {
     // computed; wide: what was drained from them, or null.
     void (*finish_code)(const RealPixelTask&, int64_t o, int64_t first, int64_t lanes,
                         const char* sums, const char* wide);
-    // One channel of one image; null without masked vectors.
+    // Of one image; null without masked vectors, as those up to short_lists.
     void (*fill_channel)(const FillTask&, const char* pixels, char* to);
     void (*shift_channels)(const ShiftTask&, const char* pixels, char* to);
+    void (*short_stage)(const ShortStageTask&, const char* pixels, char* to);
+    void (*short_lists)(const ShortListTask&);
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much

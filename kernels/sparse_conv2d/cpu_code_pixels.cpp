@@ -1,5 +1,6 @@
 // Layers that run as code made from their taps, pixels in the lanes.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "cpu/dispatch.h"
@@ -13,17 +14,18 @@ constexpr int64_t kBandBytes = 256 * 1024;  // of sums on their way from block t
 // Code that leaves the L2 cache is passed by once for several images, in stages of so many bytes.
 constexpr int64_t kStages = 4 << 20;
 constexpr int64_t kStageBytes = 512 * 1024, kLeastRows = 4;  // of what is staged at a time
+constexpr int64_t kShortImages = 2, kShortTaps = 20000;  // for short lists: most images, least taps
 constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side in the pages of each row
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 
-// With its end where that writes whole vectors of the input's kind.
-void RealPixels::make_code(const KernelTable& kernels, bool residual, Kind output) {
+void RealPixels::shape_code(const KernelTable& kernels) {
     const Geometry& g = conv_.geometry_;
     const int64_t size = element_bytes(kind_), lanes = g.output.height * g.output.width;
-    CodeShape shape = shape_for(kernels, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
+    CodeShape& shape = code_shape_;
+    shape = shape_for(kernels, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
     vector_bytes_ = shape.vector_bytes;
     vectors_ = (lanes * size + vector_bytes_ - 1) / vector_bytes_;
     const bool shifted = g.stride == Pair{1, 1} && grid_.columns == g.input.width;
@@ -41,15 +43,61 @@ void RealPixels::make_code(const KernelTable& kernels, bool residual, Kind outpu
                     : (part * grid_.part + row / g.stride[0] * grid_.columns) * size);
         }
     if (shifted && vector_bytes_ == 64) plan_shifts();
-    const LevelRange range = level_range(output, conv_.affine_.operation);
-    const CodeEnd end = {!conv_.affine_.scale.empty(), residual,
-                         conv_.affine_.operation == Operation::kRelu,
-                         range.low,
-                         range.high,
-                         conv_.scales_.data(),
-                         true};
-    const bool ends = lanes * size % vector_bytes_ == 0 && is_levels(kind_) == is_levels(output);
-    code_ = std::make_unique<const TapCode>(g, conv_.compact_, shape, ends ? &end : nullptr);
+}
+
+// With its end where that writes whole vectors of the input's kind.
+const TapCode& RealPixels::code() const {
+    std::call_once(code_made_, [&] {
+        const Affine& affine = conv_.affine_;
+        const LevelRange range = level_range(output_, affine.operation);
+        const CodeEnd end = {!affine.scale.empty(),
+                             residual_,
+                             affine.operation == Operation::kRelu,
+                             range.low,
+                             range.high,
+                             conv_.scales_.data(),
+                             true};
+        const Shape& out = conv_.geometry_.output;
+        const bool ends = out.height * out.width * element_bytes(kind_) % vector_bytes_ == 0 &&
+                          is_levels(kind_) == is_levels(output_);
+        code_ = std::make_unique<const TapCode>(conv_.geometry_, conv_.compact_, code_shape_,
+                                                ends ? &end : nullptr);
+    });
+    return *code_;
+}
+
+ShortLists::Stage RealPixels::short_stage() const {
+    return {kind_, grid_.parts_w, grid_.rows, conv_.code_shape_.block_channels};
+}
+
+// Few images, for code serves all of them once it has come from memory.
+bool RealPixels::uses_short_lists(int64_t images) const {
+    static const int64_t most = getenv("SHORT") ? atoi(getenv("SHORT")) : kShortImages;
+    return as_code_ && images <= most && conv_.compact_.count() >= kShortTaps &&
+           pixel_kernels_for(kernels_).short_lists &&
+           ShortLists::possible(conv_.geometry_, conv_.compact_, short_stage());
+}
+
+const ShortLists& RealPixels::short_lists() const {
+    std::call_once(short_made_, [&] {
+        short_lists_ = std::make_unique<const ShortLists>(conv_.geometry_, conv_.compact_,
+                                                          short_stage());
+    });
+    return *short_lists_;
+}
+
+void RealPixels::run_short_lists(const PixelView& input, const PixelView& output,
+                                 const PixelView& residual, int64_t threads, char* stage) const {
+    const PixelKernels& kernels = pixel_kernels_for(kernels_);
+    RealPixelTask t = task(kernels, kind_);
+    set_output(output, residual, &t);
+    for (int64_t image = 0; image < input.images; ++image) {
+        const int64_t lane = image * output.pixels(), size = element_bytes(kind_);
+        t.output = output.data + lane * element_bytes(output.kind);
+        t.residual = residual.data ? residual.data + lane * size : nullptr;
+        short_lists().run(kernels, t, input.data + image * input.pixels() * size,
+                          input.channel_bytes, threads, stage);
+    }
 }
 
 // Where each vector of a channel's stage comes from: row by row and place by place, or part by part.
@@ -105,18 +153,18 @@ void RealPixels::fill_places(const char* pixels, int64_t top, int64_t rows, char
 // times so many that the stage stays in the L2 cache.
 int64_t RealPixels::stage_rows() const {
     const int64_t height = conv_.geometry_.output.height, reach = grid_.rows - height;
-    if (across_ == 0 || !code_->stays_near()) return height;
-    const int64_t row = across_ * conv_.geometry_.input.channels * code_->channel_bytes();
+    if (across_ == 0 || !code().stays_near()) return height;
+    const int64_t row = across_ * conv_.geometry_.input.channels * code().channel_bytes();
     return std::clamp<int64_t>(kStageBytes / row - reach, std::min(kLeastRows, height), height);
 }
 
 int64_t RealPixels::code_images(int64_t images) const {
-    if (code_->stays_near()) return 1;
+    if (code().stays_near()) return 1;
     return std::clamp<int64_t>(kStages / grid_bytes(kind_), 1, images);
 }
 
 int64_t RealPixels::code_shares(int64_t threads) const {
-    return code_->shares(1, threads);
+    return code().shares(1, threads);
 }
 
 int64_t RealPixels::code_band(int64_t images) const {
@@ -130,8 +178,8 @@ int64_t RealPixels::code_sums_bytes(int64_t images, int64_t threads) const {
     int64_t channels = 0;
     const int64_t shares = code_shares(threads);
     for (int64_t s = 0; s < shares; ++s)
-        channels = std::max(channels, code_->first(code_->parts() * (s + 1) / shares) -
-                                          code_->first(code_->parts() * s / shares));
+        channels = std::max(channels, code().first(code().parts() * (s + 1) / shares) -
+                                          code().first(code().parts() * s / shares));
     return rounded(channels * code_band(images) * vector_bytes_, 64);
 }
 
@@ -149,7 +197,7 @@ void RealPixels::fill_code(const PixelKernels& kernels, const PixelView& input, 
                            int64_t begin, int64_t end, int64_t top, int64_t rows,
                            char* stage) const {
     const Geometry& g = conv_.geometry_;
-    const int64_t size = element_bytes(kind_), step = code_->channel_bytes();
+    const int64_t size = element_bytes(kind_), step = code().channel_bytes();
     const char* const pixels = input.channel(begin) + image * input.pixels() * size;
     if (!shift_offsets_.empty()) {
         const int64_t runs = across_ > 0 ? rows * across_ : 1;
@@ -187,7 +235,7 @@ void RealPixels::fill_code(const PixelKernels& kernels, const PixelView& input, 
 void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& task, int64_t origin,
                            int64_t total, int64_t image_bytes, int64_t from, int64_t to,
                            char* scratch) const {
-    const TapCode& code = *code_;
+    const TapCode& code = this->code();
     const int64_t band = code_band(origin + total > vectors_ ? total / vectors_ : 1);
     const int64_t blocks = code.blocks(), row = band * vector_bytes_;
     const int64_t channels = code.first(to) - code.first(from);
@@ -275,7 +323,7 @@ void RealPixels::run_code(const KernelTable& table, const PixelView& input,
             const int64_t total = rows < height ? used * across_ : count * vectors_;
             for_each(shares, threads, [&](int64_t share, int64_t thread) {
                 run_share(kernels, t, top * across_, total, image_bytes,
-                          code_->parts() * share / shares, code_->parts() * (share + 1) / shares,
+                          code().parts() * share / shares, code().parts() * (share + 1) / shares,
                           scratch + thread * scratch_step);
             });
         }

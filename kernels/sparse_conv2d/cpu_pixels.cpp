@@ -46,7 +46,8 @@ void copy_row(const T* row, int64_t width, int64_t first, int64_t step, T* to, i
 
 RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
                        const Layout* residual, Kind output)
-    : conv_(conv), kind_(input.kind) {
+    : conv_(conv), kind_(input.kind), kernels_(kernels), residual_(residual != nullptr),
+      output_(output) {
     const Geometry& g = conv.geometry_;
     const Affine& affine = conv.affine_;
     fused_ = is_levels(kind_) || (affine.operation != Operation::kSign &&
@@ -83,7 +84,8 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
     if (!input.by_pixels) {
         make_lists(conv, input);
     } else if (grid_.by_column && fused_ && !points_ && worth_code(conv.compact_.count())) {
-        make_code(kernels, residual != nullptr, output);
+        as_code_ = true;
+        shape_code(kernels);
     } else {
         Layout apart = input;
         apart.by_pixels = false;
@@ -96,6 +98,9 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
 // False where code would serve half a vector only, and is so long that fetching it from memory takes longer
 // than reading lists of half its bytes.
 bool RealPixels::worth_code(int64_t taps) const {
+    if (pixel_kernels_for(kernels_).short_lists &&
+        ShortLists::possible(conv_.geometry_, conv_.compact_, short_stage()))
+        return true;
     const Shape& out = conv_.geometry_.output;
     return out.height * out.width * element_bytes(kind_) > kHalfVector || taps <= kHalfVectorTaps;
 }
@@ -232,7 +237,8 @@ int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) 
 }
 
 int64_t RealPixels::stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const {
-    if (code_) return code_bytes(images, threads);
+    if (uses_short_lists(images)) return short_lists().bytes();
+    if (as_code_) return code_bytes(images, threads);
     const Shape out = conv_.geometry_.output;
     const int64_t sums =
         fused_ ? 0
@@ -414,7 +420,9 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
 void RealPixels::run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
                      const PixelView& residual, int64_t threads, char* stage) const {
     const PixelKernels& pixel_kernels = pixel_kernels_for(kernels);
-    if (code_) return run_code(kernels, input, output, residual, threads, stage);
+    if (uses_short_lists(input.images))
+        return run_short_lists(input, output, residual, threads, stage);
+    if (as_code_) return run_code(kernels, input, output, residual, threads, stage);
     const int64_t outputs = output.shape.channels, images = input.images;
     if (filter_ && run_in_float(pixel_kernels, input, output, threads, stage)) return;
     RealPixelTask t = task(pixel_kernels, kind_);

@@ -6,6 +6,7 @@
 
 #include "cpu/pixels.h"
 #include "sparse_conv2d/cpu_layer.h"
+#include "sparse_conv2d/cpu_short_lists.h"
 #include "sparse_conv2d/cpu_sign_limits.h"
 
 namespace mpt {
@@ -47,7 +48,13 @@ class RealPixels {
     bool worth_code(int64_t taps) const;
     void plan_shifts();
     void fill_places(const char* pixels, int64_t top, int64_t rows, char* to) const;
-    void make_code(const KernelTable& kernels, bool residual, Kind output);
+    void shape_code(const KernelTable& kernels);
+    const TapCode& code() const;
+    ShortLists::Stage short_stage() const;
+    bool uses_short_lists(int64_t images) const;
+    const ShortLists& short_lists() const;
+    void run_short_lists(const PixelView& input, const PixelView& output,
+                         const PixelView& residual, int64_t threads, char* stage) const;
     void make_lists(const RealConv& conv, const Layout& input);
     void list_levels(const RealConv& conv, const std::vector<int32_t>& offsets);
     void list_reals(const RealConv& conv, const std::vector<int32_t>& offsets);
@@ -77,8 +84,16 @@ class RealPixels {
     Kind kind_;
     bool fused_;  // the kernel writes the result itself; otherwise sums, and a combination follows
     Grid grid_;
-    // The layer's taps as code, or null and as the kernel takes them: see RealPixelTask.
-    std::unique_ptr<const TapCode> code_;
+    // The layer's taps as code and as short lists, each made for the first batch that it is for; where
+    // there is no code, as the kernel takes them: see RealPixelTask.
+    const KernelTable& kernels_;
+    bool residual_;
+    Kind output_;
+    bool as_code_ = false;
+    CodeShape code_shape_ = {};
+    mutable std::once_flag code_made_, short_made_;
+    mutable std::unique_ptr<const TapCode> code_;
+    mutable std::unique_ptr<const ShortLists> short_lists_;
     int64_t vectors_ = 0, vector_bytes_ = 0;  // of a channel's results, where they are code
     // Of code whose vectors are parts of a row: how many to a row. Its stage is [rows][across][channels]
     // [parts] of vectors, so that one result's input lies in few pages. Else 0.

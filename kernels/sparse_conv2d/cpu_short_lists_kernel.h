@@ -1,0 +1,63 @@
+// Eight output channels at a time, each the sum of the vectors that its list names: see ShortLists.
+#pragma once
+
+#include "cpu/lanes.h"
+#include "cpu/pixel_tasks.h"
+#include "sparse_conv2d/cpu_pixels_fill_kernel.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+#ifdef __AVX512BW__
+typedef uint16_t HalfU16 __attribute__((vector_size(32)));
+
+template <class V>
+MPT_INLINE void short_groups(const ShortListTask& t) {
+    const uint16_t* entry = t.entries;
+    const uint16_t* order = t.order;
+    for (int64_t group = 0; group < t.groups; ++group, order += kShortChannels) {
+        V sums[kShortChannels];
+#pragma GCC unroll 8
+        for (int i = 0; i < kShortChannels; ++i)
+            sums[i] = t.first ? V{} : load<V>(t.sums + order[i] * 64);
+        for (int32_t n = t.taps[group]; n > 0; --n, entry += kShortChannels)
+#pragma GCC unroll 8
+            for (int i = 0; i < kShortChannels; ++i) sums[i] += load<V>(t.input + entry[i] * 2);
+#pragma GCC unroll 8
+        for (int i = 0; i < kShortChannels; ++i) store(t.sums + order[i] * 64, sums[i]);
+    }
+}
+
+static void short_lists(const ShortListTask& t) {
+    if (t.kind == Kind::kF32)
+        short_groups<F32>(t);
+    else if (t.halves)
+        short_groups<HalfU16>(t);
+    else
+        short_groups<U16>(t);
+}
+
+static void short_stage(const ShortStageTask& t, const char* pixels, char* to) {
+    const bool shorts = t.element_bytes == 2;
+    const __m512i signs = _mm512_set1_epi32(INT32_MIN);
+    for (int64_t c = 0; c < t.channels; ++c, pixels += t.pixel_step, to += t.stage_step)
+        for (int64_t i = 0; i < t.vectors; ++i) {
+            const char* from = pixels + t.offsets[i];
+            const __m512i value = shorts ? Shorts::load(Shorts::Mask(t.masks[i]), from)
+                                         : Words::load(Words::Mask(t.masks[i]), from);
+            char* out = to + t.places[i];
+            _mm512_storeu_si512(out, value);
+            _mm512_storeu_si512(out + t.negative,
+                                shorts ? _mm512_sub_epi16(_mm512_setzero_si512(), value)
+                                       : _mm512_xor_si512(value, signs));
+        }
+}
+constexpr auto kShortStage = &short_stage;
+constexpr auto kShortLists = &short_lists;
+#else
+constexpr decltype(PixelKernels::short_stage) kShortStage = nullptr;
+constexpr decltype(PixelKernels::short_lists) kShortLists = nullptr;
+#endif
+
+}  // namespace MPT_ISA
+}  // namespace mpt
