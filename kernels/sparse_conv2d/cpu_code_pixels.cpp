@@ -1,6 +1,5 @@
 // Layers that run as code made from their taps, pixels in the lanes.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "cpu/dispatch.h"
@@ -14,7 +13,8 @@ constexpr int64_t kBandBytes = 256 * 1024;  // of sums on their way from block t
 // Code that leaves the L2 cache is passed by once for several images, in stages of so many bytes.
 constexpr int64_t kStages = 4 << 20;
 constexpr int64_t kStageBytes = 512 * 1024, kLeastRows = 4;  // of what is staged at a time
-constexpr int64_t kShortImages = 2, kShortTaps = 20000;  // for short lists: most images, least taps
+// For short lists: most images, least taps.
+constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 20000;
 constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side in the pages of each row
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -72,7 +72,7 @@ ShortLists::Stage RealPixels::short_stage() const {
 
 // Few images, for code serves all of them once it has come from memory.
 bool RealPixels::uses_short_lists(int64_t images) const {
-    static const int64_t most = getenv("SHORT") ? atoi(getenv("SHORT")) : kShortImages;
+    const int64_t most = is_levels(kind_) ? kShortImagesLevels : kShortImagesReals;
     return as_code_ && images <= most && conv_.compact_.count() >= kShortTaps &&
            pixel_kernels_for(kernels_).short_lists &&
            ShortLists::possible(conv_.geometry_, conv_.compact_, short_stage());

@@ -21,8 +21,13 @@ MPT_INLINE void short_groups(const ShortListTask& t) {
         for (int i = 0; i < kShortChannels; ++i)
             sums[i] = t.first ? V{} : load<V>(t.sums + order[i] * 64);
         for (int32_t n = t.taps[group]; n > 0; --n, entry += kShortChannels)
-#pragma GCC unroll 8
-            for (int i = 0; i < kShortChannels; ++i) sums[i] += load<V>(t.input + entry[i] * 2);
+#pragma GCC unroll 2
+            for (int i = 0; i < kShortChannels; i += 4) {
+                const uint64_t four = load<uint64_t>(entry + i);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j)
+                    sums[i + j] += load<V>(t.input + uint16_t(four >> 16 * j) * 2);
+            }
 #pragma GCC unroll 8
         for (int i = 0; i < kShortChannels; ++i) store(t.sums + order[i] * 64, sums[i]);
     }
