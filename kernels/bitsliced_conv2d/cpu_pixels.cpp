@@ -58,7 +58,7 @@ BitPixels::Pass BitPixels::pass(const KernelTable& kernels, int64_t images, int6
 double BitPixels::instructions(const KernelTable& kernels, int64_t images) const {
     const int64_t lanes = images * planes_.out_pixels(), words = kernels.vector_words;
     const bool small = lanes <= 64;
-    const double per_tap = (words == 8 ? 5 : 10.5) * (small && words > 1 ? 0.6 : 1);
+    const double per_tap = (words == 8 ? 5 : 10.5) * (small && words > 1 ? 0.72 : 1);
     const double per_channel = words == 8 ? 100 : 0;
     const int64_t blocks = small ? 1 : (lanes + words * 64 - 1) / (words * 64);
     return double(blocks) * (double(conv_.taps_.size()) * per_tap +

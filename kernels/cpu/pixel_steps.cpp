@@ -143,6 +143,11 @@ void RealConvStep::run_pixels(const PixelContext& context, int output) const {
              context.threads, context.stage);
 }
 
+const char* RealConvStep::pixel_name(const PixelContext& context, int output) const {
+    const PixelView& to = context.views[output];
+    return pixels(context.kernels, to.kind).name(to.images);
+}
+
 void CombineStep::run_pixels(const PixelContext& context, int output) const {
     std::vector<View> views;
     for (int source : sources_) views.push_back(context.views[source].groups());

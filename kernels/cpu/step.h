@@ -123,6 +123,7 @@ class RealConvStep : public Step {
     void run(const StepContext& context, int output) const override;
     int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
     void run_pixels(const PixelContext& context, int output) const override;
+    const char* pixel_name(const PixelContext& context, int output) const override;
     int overwrites() const override { return sources_.size() > 1 ? sources_[1] : -1; }
     // True where only the signs of the result are kept, and no other value is added to it.
     bool gives_signs() const;

@@ -14,7 +14,7 @@ constexpr int64_t kBandBytes = 256 * 1024;  // of sums on their way from block t
 constexpr int64_t kStages = 4 << 20;
 constexpr int64_t kStageBytes = 512 * 1024, kLeastRows = 4;  // of what is staged at a time
 // For short lists: most images, least taps.
-constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 20000;
+constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 4096;
 constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side in the pages of each row
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }

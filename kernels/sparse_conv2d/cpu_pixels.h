@@ -18,6 +18,10 @@ class RealPixels {
     RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
                const Layout* residual, Kind output);
 
+    // In a plan's words, how the taps are kept for so many images.
+    const char* name(int64_t images) const {
+        return uses_short_lists(images) ? "short lists" : as_code_ ? "code" : "lists";
+    }
     int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
     // `residual.data` is null without one.
     void run(const KernelTable& kernels, const PixelView& input, const PixelView& output,

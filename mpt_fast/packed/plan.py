@@ -130,12 +130,10 @@ def _pixel_way(program: Program, compiled: CompiledProgram, batch: int) -> plann
     names = compiled.pixel_kernels(batch)
     for step, result, name in zip(program.steps, values[1:], names, strict=True):
         sources = [values[source] for source in step.sources()]
-        code = compiled.code and kernels.code_by_columns(step, sources, result)
-        layout = kernels.CODE if code else kernels.IMAGES
+        layout = kernels.CODE if name == "code" else kernels.IMAGES
         kernel = kernels.kernels_for(step, sources, result, layout)[0]
-        choices.append(
-            planner.StepChoice(f"{name or kernel.name}, pixels", kernel.case, kernel.why, None)
-        )
+        why = "maps of one vector: two bytes a tap" if name == "short lists" else kernel.why
+        choices.append(planner.StepChoice(f"{name or kernel.name}, pixels", kernel.case, why, None))
     return planner.Way("pixels", tuple(choices))
 
 

@@ -95,7 +95,7 @@ class CompiledProgram:
         """Per step the kernel for such a batch with its pixels in the lanes; "": there is but one.
 
         "bit-sliced" counts planes of taps, "lookups" four taps at a time in tables, "popcount"
-        whole words of taps.
+        whole words of taps; of real values "code", "short lists" and "lists" say how taps are kept.
         """
         return self._handle.pixel_names(batch)
 

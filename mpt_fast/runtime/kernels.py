@@ -177,24 +177,6 @@ def _pool(step: Step, sources: Sources, result: Value, block: Block) -> tuple[fl
     return 1, values, values * math.prod(step.kernel) * (2 if result.kind == "f64" else 1)
 
 
-def code_by_columns(step: Step, sources: Sources, result: Value) -> bool:
-    """With pixels in the lanes: whether a program that makes code makes it for `step` too.
-
-    As the engine decides (RealPixels): of narrow kernels over maps whose shifted copies fit caches,
-    but not of many taps for half a vector.
-    """
-    if not isinstance(step, Conv | ConvAffine) or step.taps.shape[3] > 3:
-        return False
-    if _single(sources[0]) and _single(result) and step.taps.shape[2:] == (1, 1):
-        return False
-    reach = (step.taps.shape[2] - 1) * step.dilation[0]
-    part = 32 * math.ceil((result.height + reach // step.stride[0]) * result.width / 32)
-    size = 2 if sources[0].kind in LEVELS else 4
-    parts = min(step.stride[0], reach + 1) * step.taps.shape[3]
-    half = result.height * result.width * size <= 32 and step.taps.kept > 300_000
-    return not half and sources[0].channels * parts * part * size <= 8 << 20
-
-
 def _flatten(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     return (1,)
 

@@ -336,22 +336,23 @@ def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> No
     assert all("machine code" in s.why for s in way.steps if s.kernel == "sparse code")
 
 
-def test_which_layers_are_code_with_pixels_in_the_lanes() -> None:
-    def code(
-        side: int, outputs: int, size: int, density: float = 0.1, levels: bool = False
-    ) -> bool:
+@needs_engine
+@pytest.mark.skipif(not cpu.available() or "avx512" not in cpu.engine().isas(), reason="AVX-512")
+def test_how_real_layers_keep_their_taps_with_pixels_in_the_lanes() -> None:
+    """The engine's own word, which plans repeat."""
+
+    def kept(side: int, outputs: int, size: int, density: float = 0.1, levels: bool = False) -> str:
         net = Synthetic((64, side, side))
         source = net.combine(0, "i8") if levels else 0
         (net.levels if levels else net.real)(source, outputs, size, density)
-        values = net.values
-        return kernels.code_by_columns(net.steps[-1], [values[source]], values[-1])
+        return CompiledProgram(net.program(), "f32", "avx512").pixel_kernels(1)[-1]
 
-    assert code(8, 16, 3)
-    assert code(8, 16, 1)
-    assert not code(8, 16, 5)  # wide
-    assert not code(1, 16, 1)  # linear
-    assert not code(224, 2, 3)  # large
-    assert code(4, 600, 3, 0.8, levels=True)
-    assert not code(4, 600, 3, 0.9, levels=True)  # more than 300 000 taps for half a vector
-    assert code(4, 600, 3, 0.9)
-    assert code(5, 600, 3, 0.9, levels=True)
+    assert kept(8, 16, 3) == "code"
+    assert kept(8, 16, 1) == "code"
+    assert kept(8, 16, 5) == "lists"  # wide
+    assert kept(1, 16, 1) == "lists"  # linear
+    assert kept(224, 2, 3) == "lists"  # large
+    assert kept(4, 600, 3) == "short lists"
+    assert kept(4, 10, 3) == "code"  # few taps
+    assert kept(5, 600, 3, levels=True) == "short lists"
+    assert kept(5, 600, 3) == "code"  # two vectors
