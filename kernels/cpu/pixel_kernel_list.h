@@ -15,7 +15,7 @@ const PixelKernels& pixel_kernels() {
         kTileVectors, MPT_VECTOR_BYTES, Plane<Block::kSmall>::kLists,
         tap_planes,   stage_planes,     pair_signs,
         pixel_bit_conv, narrow,         finish_pixel_code,
-        kFillChannel,   kShiftChannels, kShortStage,    kShortLists,
+        kFillChannel,   kShiftChannels, kShortLists,    kNegate,
         drain_levels,   pixel_real_conv};
     return table;
 }

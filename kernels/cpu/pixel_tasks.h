@@ -146,31 +146,19 @@ struct ShiftTask {
     const uint32_t* masks;
 };
 
-// Some channels of the stage of ShortLists and, `negative` bytes behind them, their negatives. Vectors are
-// as in ShiftTask, `places` behind where their channel begins. A channel is written up to a vector beyond
-// its end, before the next.
-struct ShortStageTask {
-    int64_t element_bytes;
-    int64_t vectors, channels;
-    int64_t pixel_step, stage_step, negative;
-    const int32_t* offsets;
-    const uint32_t* masks;
-    const int32_t* places;
-};
-
 // One block of input channels and some groups of eight output channels of ShortLists.
 constexpr int kShortChannels = 8;
 struct ShortListTask {
     Kind kind;
-    bool halves;  // vectors of 32 bytes
+    bool halves;  // of levels: vectors of 32 bytes
     bool first;   // sums start from zero
     int64_t groups;
     const char* input;
-    // [taps of the group][eight]: halves of the distance from `input` to the vector that is added.
+    // [taps of the group][eight]: half the distance from `input` to the vector that is added.
     const uint16_t* entries;
     const uint16_t* order;  // [groups][eight]: the output channels
     const int32_t* taps;    // [groups]
-    char* sums;             // 64 bytes to an output channel
+    char* sums;             // a vector to an output channel
 };
 
 struct PixelKernels {
@@ -190,8 +178,8 @@ struct PixelKernels {
     // Of one image; null without masked vectors, as those up to short_lists.
     void (*fill_channel)(const FillTask&, const char* pixels, char* to);
     void (*shift_channels)(const ShiftTask&, const char* pixels, char* to);
-    void (*short_stage)(const ShortStageTask&, const char* pixels, char* to);
     void (*short_lists)(const ShortListTask&);
+    void (*negate)(Kind, const char* from, int64_t bytes, char* to);  // whole vectors are written
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much

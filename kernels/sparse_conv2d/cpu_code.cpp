@@ -291,7 +291,7 @@ class TapCode::Writer {
 
 TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& shape,
                  const CodeEnd* end)
-    : channel_bytes_(shape.channel_bytes), ends_(end != nullptr) {
+    : ends_(end != nullptr) {
     const int64_t outputs = g.output.channels, block = shape.block_channels;
     const auto area = int64_t(shape.positions.size());
     const int64_t farthest = *std::max_element(shape.positions.begin(), shape.positions.end());

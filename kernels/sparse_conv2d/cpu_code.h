@@ -119,7 +119,6 @@ class TapCode {
     const uint8_t* code(int64_t block, int64_t part) const;
     int64_t code_bytes(int64_t block, int64_t part) const;
 
-    int64_t channel_bytes() const { return channel_bytes_; }  // of the input, as in CodeShape
     int64_t blocks() const { return blocks_; }
     int64_t parts() const { return int64_t(firsts_.size()) - 1; }
     // The output channels of a part are [first(part), first(part + 1)).
@@ -145,7 +144,7 @@ class TapCode {
  private:
     class Writer;
 
-    int64_t channel_bytes_, blocks_;
+    int64_t blocks_;
     bool ends_;
     std::vector<int64_t> firsts_;
     std::vector<int64_t> offsets_;  // of the functions, block by block, and of their end

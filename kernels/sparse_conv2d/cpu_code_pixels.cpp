@@ -15,6 +15,7 @@ constexpr int64_t kStages = 4 << 20;
 constexpr int64_t kStageBytes = 512 * 1024, kLeastRows = 4;  // of what is staged at a time
 // For short lists: most images, least taps.
 constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 4096;
+constexpr int64_t kShifted = 64;  // bytes of the vectors of PixelKernels::shift_channels
 constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side in the pages of each row
 
 int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -42,7 +43,9 @@ void RealPixels::shape_code(const KernelTable& kernels) {
                     ? row * across_ * g.input.channels * shape.channel_bytes + x * vector_bytes_
                     : (part * grid_.part + row / g.stride[0] * grid_.columns) * size);
         }
-    if (shifted && vector_bytes_ == 64) plan_shifts();
+    if (shifted && pixel_kernels_for(kernels).shift_channels &&
+        (across_ == 0 || vector_bytes_ == kShifted))
+        plan_shifts();
 }
 
 // With its end where that writes whole vectors of the input's kind.
@@ -66,22 +69,22 @@ const TapCode& RealPixels::code() const {
     return *code_;
 }
 
-ShortLists::Stage RealPixels::short_stage() const {
-    return {kind_, grid_.parts_w, grid_.rows, conv_.code_shape_.block_channels};
+bool RealPixels::can_use_short_lists() const {
+    return pixel_kernels_for(kernels_).short_lists && across_ == 0 &&
+           conv_.compact_.count() >= kShortTaps &&
+           ShortLists::possible(conv_.geometry_, conv_.compact_, code_shape_);
 }
 
 // Few images, for code serves all of them once it has come from memory.
 bool RealPixels::uses_short_lists(int64_t images) const {
     const int64_t most = is_levels(kind_) ? kShortImagesLevels : kShortImagesReals;
-    return as_code_ && images <= most && conv_.compact_.count() >= kShortTaps &&
-           pixel_kernels_for(kernels_).short_lists &&
-           ShortLists::possible(conv_.geometry_, conv_.compact_, short_stage());
+    return as_code_ && images <= most && can_use_short_lists();
 }
 
 const ShortLists& RealPixels::short_lists() const {
     std::call_once(short_made_, [&] {
-        short_lists_ = std::make_unique<const ShortLists>(conv_.geometry_, conv_.compact_,
-                                                          short_stage());
+        short_lists_ =
+            std::make_unique<const ShortLists>(conv_.geometry_, conv_.compact_, code_shape_);
     });
     return *short_lists_;
 }
@@ -92,18 +95,21 @@ void RealPixels::run_short_lists(const PixelView& input, const PixelView& output
     RealPixelTask t = task(kernels, kind_);
     set_output(output, residual, &t);
     for (int64_t image = 0; image < input.images; ++image) {
-        const int64_t lane = image * output.pixels(), size = element_bytes(kind_);
+        const int64_t lane = image * output.pixels();
         t.output = output.data + lane * element_bytes(output.kind);
-        t.residual = residual.data ? residual.data + lane * size : nullptr;
-        short_lists().run(kernels, t, input.data + image * input.pixels() * size,
-                          input.channel_bytes, threads, stage);
+        t.residual = residual.data ? residual.data + lane * element_bytes(kind_) : nullptr;
+        const auto fill = [&](int64_t begin, int64_t end, char* to) {
+            fill_code(kernels, input, image, begin, end, 0, grid_.rows,
+                      to - begin * code_shape_.channel_bytes);
+        };
+        short_lists().run(kernels, t, fill, threads, stage);
     }
 }
 
 // Where each vector of a channel's stage comes from: row by row and place by place, or part by part.
 void RealPixels::plan_shifts() {
     const Geometry& g = conv_.geometry_;
-    const int64_t size = element_bytes(kind_), lanes = 64 / size, width = g.input.width;
+    const int64_t size = element_bytes(kind_), lanes = kShifted / size, width = g.input.width;
     const auto add = [&](int64_t part, int64_t first) {
         const int64_t left = part * g.dilation[1] - g.padding[1];
         uint32_t mask = 0;
@@ -154,7 +160,7 @@ void RealPixels::fill_places(const char* pixels, int64_t top, int64_t rows, char
 int64_t RealPixels::stage_rows() const {
     const int64_t height = conv_.geometry_.output.height, reach = grid_.rows - height;
     if (across_ == 0 || !code().stays_near()) return height;
-    const int64_t row = across_ * conv_.geometry_.input.channels * code().channel_bytes();
+    const int64_t row = across_ * conv_.geometry_.input.channels * code_shape_.channel_bytes;
     return std::clamp<int64_t>(kStageBytes / row - reach, std::min(kLeastRows, height), height);
 }
 
@@ -197,7 +203,7 @@ void RealPixels::fill_code(const PixelKernels& kernels, const PixelView& input, 
                            int64_t begin, int64_t end, int64_t top, int64_t rows,
                            char* stage) const {
     const Geometry& g = conv_.geometry_;
-    const int64_t size = element_bytes(kind_), step = code().channel_bytes();
+    const int64_t size = element_bytes(kind_), step = code_shape_.channel_bytes;
     const char* const pixels = input.channel(begin) + image * input.pixels() * size;
     if (!shift_offsets_.empty()) {
         const int64_t runs = across_ > 0 ? rows * across_ : 1;
@@ -245,7 +251,7 @@ void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& tas
     // Where vectors are parts of rows, down the columns: one shares most of its input with that below.
     const int64_t across = std::max<int64_t>(1, across_);
     const int64_t step =
-        across_ > 0 ? conv_.geometry_.input.channels * code.channel_bytes() : vector_bytes_;
+        across_ > 0 ? conv_.geometry_.input.channels * code_shape_.channel_bytes : vector_bytes_;
     for (int64_t begin = origin; begin < origin + total; begin += band) {
         const int64_t end = std::min(origin + total, begin + band);
         for (int64_t b = 0; b < blocks; ++b)

@@ -83,10 +83,11 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
               g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.padding == Pair{0, 0};
     if (!input.by_pixels) {
         make_lists(conv, input);
-    } else if (grid_.by_column && fused_ && !points_ && worth_code(conv.compact_.count())) {
-        as_code_ = true;
+    } else if (grid_.by_column && fused_ && !points_) {
         shape_code(kernels);
-    } else {
+        as_code_ = worth_code(conv.compact_.count());
+    }
+    if (input.by_pixels && !as_code_) {
         Layout apart = input;
         apart.by_pixels = false;
         RealConv listed(g, conv.compact_.expanded(), affine);
@@ -98,9 +99,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
 // False where code would serve half a vector only, and is so long that fetching it from memory takes longer
 // than reading lists of half its bytes.
 bool RealPixels::worth_code(int64_t taps) const {
-    if (pixel_kernels_for(kernels_).short_lists &&
-        ShortLists::possible(conv_.geometry_, conv_.compact_, short_stage()))
-        return true;
+    if (can_use_short_lists()) return true;
     const Shape& out = conv_.geometry_.output;
     return out.height * out.width * element_bytes(kind_) > kHalfVector || taps <= kHalfVectorTaps;
 }

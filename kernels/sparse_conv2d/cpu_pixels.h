@@ -54,7 +54,7 @@ class RealPixels {
     void fill_places(const char* pixels, int64_t top, int64_t rows, char* to) const;
     void shape_code(const KernelTable& kernels);
     const TapCode& code() const;
-    ShortLists::Stage short_stage() const;
+    bool can_use_short_lists() const;
     bool uses_short_lists(int64_t images) const;
     const ShortLists& short_lists() const;
     void run_short_lists(const PixelView& input, const PixelView& output,

@@ -14,93 +14,72 @@ namespace {
 
 constexpr int64_t kUnit = 2;  // bytes that an entry counts in
 constexpr int64_t kVector = 64;
+constexpr int64_t kBlockBytes = 40 * 1024;  // of a block with its negatives
 
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-int64_t part_bytes(const Geometry& g, const ShortLists::Stage& stage) {
-    return stage.rows * g.output.width * element_bytes(stage.kind);
-}
-
-// A vector may be written behind the last part.
-int64_t negative_at(const Geometry& g, const ShortLists::Stage& stage) {
-    return rounded(stage.block_channels * stage.parts * part_bytes(g, stage), kVector) + kVector;
-}
+int64_t divided(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 }  // namespace
 
-bool ShortLists::possible(const Geometry& g, const CompactTaps& taps, const Stage& stage) {
-    return taps.signs_only() && g.stride == Pair{1, 1} && g.output.width == g.input.width &&
-           g.outputs_per_group() == g.output.channels &&
-           g.output.height * g.output.width * element_bytes(stage.kind) <= kVector &&
-           2 * negative_at(g, stage) <= kUnit * std::numeric_limits<uint16_t>::max() &&
+bool ShortLists::possible(const Geometry& g, const CompactTaps& taps, const CodeShape& shape) {
+    return taps.signs_only() && g.outputs_per_group() == g.output.channels &&
+           g.output.height * g.output.width * element_bytes(shape.kind) <= kVector && 2 * shape.channel_bytes <= kBlockBytes &&
            g.output.channels < std::numeric_limits<uint16_t>::max();
 }
 
-ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const Stage& stage)
-    : geometry_(g),
-      stage_(stage),
-      blocks_((g.input.channels + stage.block_channels - 1) / stage.block_channels) {
-    const int64_t size = element_bytes(stage.kind), width = g.input.width;
-    const int64_t part = part_bytes(g, stage), lanes = kVector / size;
-    for (int64_t p = 0; p < stage.parts; ++p) {
-        const int64_t left = p * g.dilation[1] - g.padding[1];
-        for (int64_t first = 0; first < part / size; first += lanes) {
-            uint32_t mask = 0;
-            for (int64_t lane = 0; lane < lanes; ++lane) {
-                const int64_t row = (first + lane) / width, y = row - g.padding[0];
-                const int64_t x = (first + lane) % width + left;
-                if (row < stage.rows && y >= 0 && y < g.input.height && x >= 0 && x < width)
-                    mask |= uint32_t{1} << lane;
-            }
-            stage_offsets_.push_back(int32_t((first - g.padding[0] * width + left) * size));
-            places_.push_back(int32_t(p * part + first * size));
-            masks_.push_back(mask);
-        }
-    }
+ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const CodeShape& shape)
+    : kind_(shape.kind),
+      inputs_(g.input.channels),
+      outputs_(g.output.channels),
+      channel_bytes_(shape.channel_bytes) {
+    const int64_t pieces = divided(2 * shape.block_channels * channel_bytes_, kBlockBytes);
+    block_channels_ = shape.block_channels / std::min(pieces, shape.block_channels);
+    while (shape.block_channels % block_channels_ != 0) --block_channels_;
+    blocks_ = divided(inputs_, block_channels_);
+    negative_ = divided(block_channels_ * channel_bytes_, kVector) * kVector;
 
-    const int64_t outputs = g.output.channels, area = g.kernel_h * g.kernel_w;
-    const auto zeros = uint16_t(2 * negative() / kUnit);
+    const auto area = int64_t(shape.positions.size());
+    const auto zeros = uint16_t(2 * negative_ / kUnit);
     std::vector<CompactTaps::Cursor> cursors;
-    for (int64_t o = 0; o < outputs; ++o) cursors.emplace_back(taps, o);
-    std::vector<RealRun> runs(size_t(blocks_ * outputs), RealRun{0, 0, 0});
+    for (int64_t o = 0; o < outputs_; ++o) cursors.emplace_back(taps, o);
+    std::vector<RealRun> runs(size_t(blocks_ * outputs_), RealRun{0, 0, 0});
     std::vector<std::vector<uint16_t>> lists{size_t(kSegment)};
-    std::vector<int64_t> sorted;
+    std::vector<size_t> sorted;
     for (int64_t b = 0; b < blocks_; ++b)
-        for (int64_t begin = 0; begin < outputs; begin += kSegment) {
-            const int64_t end = std::min(outputs, begin + kSegment);
+        for (int64_t begin = 0; begin < outputs_; begin += kSegment) {
+            const int64_t end = std::min(outputs_, begin + kSegment);
             first_groups_.push_back(int64_t(taps_.size()));
             first_entries_.push_back(int64_t(entries_.size()));
+            const int64_t first = b * block_channels_ * area, last = first + block_channels_ * area;
             for (int64_t o = begin; o < end; ++o) {
                 std::vector<uint16_t>& list = lists[size_t(o - begin)];
                 list.clear();
-                RealRun& run = runs[size_t(b * outputs + o)];
+                RealRun& run = runs[size_t(b * outputs_ + o)];
                 CompactTaps::Cursor& tap = cursors[size_t(o)];
-                const int64_t first = b * stage.block_channels * area;
-                for (; !tap.done() && tap.index() < first + stage.block_channels * area;
-                     tap.advance()) {
-                    const int64_t at = tap.index() - first, k = at % area;
-                    const int64_t place =
-                        at / area * channel_bytes() + k % g.kernel_w * part +
-                        k / g.kernel_w * g.dilation[0] * width * size +
-                        (tap.negative() ? negative() : 0);
+                for (; !tap.done() && tap.index() < last; tap.advance()) {
+                    const int64_t at = tap.index() - first;
+                    const int64_t place = at / area * channel_bytes_ +
+                                          shape.positions[size_t(at % area)] +
+                                          (tap.negative() ? negative_ : 0);
                     list.push_back(uint16_t(place / kUnit));
                     ++(tap.negative() ? run.negative : run.positive);
                 }
             }
             sorted.resize(size_t(end - begin));
-            std::iota(sorted.begin(), sorted.end(), int64_t{0});
-            std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t a, int64_t c) {
-                return lists[size_t(a)].size() > lists[size_t(c)].size();
+            std::iota(sorted.begin(), sorted.end(), size_t{0});
+            std::stable_sort(sorted.begin(), sorted.end(), [&](size_t a, size_t c) {
+                return lists[a].size() > lists[c].size();
             });
-            for (size_t s = 0; s < sorted.size(); s += kShortChannels) {
-                const size_t most = lists[size_t(sorted[s])].size();
+            constexpr size_t kTogether = kShortChannels;
+            for (size_t s = 0; s < sorted.size(); s += kTogether) {
+                const size_t most = lists[sorted[s]].size();
+                const size_t channels = std::min(sorted.size() - s, kTogether);
                 taps_.push_back(int32_t(most));
-                const size_t channels = std::min(sorted.size() - s, size_t(kShortChannels));
-                for (size_t i = 0; i < size_t(kShortChannels); ++i)  // the rest to what nothing reads
-                    order_.push_back(uint16_t(i < channels ? begin + sorted[s + i] : outputs));
+                for (size_t i = 0; i < kTogether; ++i)  // the rest to what nothing reads
+                    order_.push_back(uint16_t(i < channels ? begin + int64_t(sorted[s + i])
+                                                           : outputs_));
                 for (size_t n = 0; n < most; ++n)
-                    for (size_t i = 0; i < size_t(kShortChannels); ++i) {
-                        const auto* list = i < channels ? &lists[size_t(sorted[s + i])] : nullptr;
+                    for (size_t i = 0; i < kTogether; ++i) {
+                        const auto* list = i < channels ? &lists[sorted[s + i]] : nullptr;
                         entries_.push_back(list && n < list->size() ? (*list)[n] : zeros);
                     }
             }
@@ -108,67 +87,50 @@ ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const Stage& 
     first_groups_.push_back(int64_t(taps_.size()));
     first_entries_.push_back(int64_t(entries_.size()));
     entries_.shrink_to_fit();
-    if (is_levels(stage.kind)) plan_drains(runs, outputs, &drains_, &drained_);
+    if (is_levels(kind_)) plan_drains(runs, outputs_, &drains_, &drained_);
 }
 
-int64_t ShortLists::channel_bytes() const { return stage_.parts * part_bytes(geometry_, stage_); }
-int64_t ShortLists::negative() const { return negative_at(geometry_, stage_); }
-int64_t ShortLists::block_bytes() const { return 2 * negative() + kVector; }
-int64_t ShortLists::segments() const {
-    return (geometry_.output.channels + kSegment - 1) / kSegment;
+int64_t ShortLists::channels(int64_t block) const {
+    return std::min(block_channels_, inputs_ - block * block_channels_);
 }
 
-// The blocks and a vector of slack that loads may reach into; sums, one more for what fills up the last
-// group, and behind them those of 32 bits.
+int64_t ShortLists::block_bytes() const { return 2 * negative_ + kVector; }
+
+// The blocks, behind which loads may reach a vector further; sums, one more for what fills up the last
+// group, and behind them those of 32 bits and a vector of slack.
 int64_t ShortLists::bytes() const {
-    const int64_t sums = (geometry_.output.channels + 1) * kVector;
-    return blocks_ * block_bytes() + kVector + (is_levels(stage_.kind) ? 3 : 1) * sums + kVector;
+    const int64_t sums = (outputs_ + 1) * kVector;
+    return blocks_ * block_bytes() + (is_levels(kind_) ? 3 : 1) * sums + 2 * kVector;
 }
 
-void ShortLists::fill(const PixelKernels& kernels, int64_t block, const char* pixels,
-                      int64_t pixel_step, char* stage) const {
-    const int64_t first = block * stage_.block_channels;
-    const int64_t channels =
-        std::min(stage_.block_channels, geometry_.input.channels - first);
-    char* const to = stage + block * block_bytes();
-    const ShortStageTask task = {element_bytes(stage_.kind),
-                                 int64_t(places_.size()),
-                                 channels,
-                                 pixel_step,
-                                 channel_bytes(),
-                                 negative(),
-                                 stage_offsets_.data(),
-                                 masks_.data(),
-                                 places_.data()};
-    kernels.short_stage(task, pixels + first * pixel_step, to);
-    std::memset(to + 2 * negative(), 0, size_t(kVector));
-}
-
-void ShortLists::run(const PixelKernels& kernels, const RealPixelTask& t, const char* pixels,
-                     int64_t pixel_step, int64_t threads, char* stage) const {
-    const int64_t outputs = geometry_.output.channels, lanes = t.height * t.width;
-    const bool levels = is_levels(stage_.kind);
-    const bool halves = lanes * element_bytes(stage_.kind) <= kVector / 2;
+void ShortLists::run(const PixelKernels& kernels, const RealPixelTask& t, const Fill& fill,
+                     int64_t threads, char* stage) const {
+    const int64_t lanes = t.height * t.width;
+    const bool levels = is_levels(kind_);
+    const bool halves = levels && lanes * element_bytes(kind_) <= kVector / 2;
+    const int64_t step = halves ? kVector / 2 : kVector;
     char* const sums = stage + blocks_ * block_bytes() + kVector;
-    char* const wide = sums + (outputs + 1) * kVector;
-    for_each(blocks_, threads, [&](int64_t block, int64_t) {
-        fill(kernels, block, pixels, pixel_step, stage);
+    char* const wide = sums + (outputs_ + 1) * step;
+    for_each(blocks_, threads, [&](int64_t b, int64_t) {
+        char* const to = stage + b * block_bytes();
+        fill(b * block_channels_, b * block_channels_ + channels(b), to);
+        kernels.negate(kind_, to, channels(b) * channel_bytes_, to + negative_);
+        std::memset(to + 2 * negative_, 0, size_t(kVector));
     });
     const int64_t shares = std::min(threads, segments());
     for_each(shares, threads, [&](int64_t share, int64_t) {
         const int64_t from = segments() * share / shares, to = segments() * (share + 1) / shares;
-        const int64_t begin = from * kSegment, end = std::min(outputs, to * kSegment);
+        const int64_t begin = from * kSegment, end = std::min(outputs_, to * kSegment);
         for (int64_t b = 0; b < blocks_; ++b) {
             for (int64_t o = begin; b > 0 && levels && o < end; ++o) {
-                const Drain drain = drains_[size_t(b * outputs + o)];
+                const Drain drain = drains_[size_t(b * outputs_ + o)];
                 if (drain == Drain::kNone) continue;
-                kernels.drain(sums + o * kVector, halves ? kVector / 4 : kVector / 2, drain,
-                              wide + 2 * o * kVector);
-                std::memset(sums + o * kVector, 0, size_t(kVector));
+                kernels.drain(sums + o * step, step / 2, drain, wide + 2 * o * step);
+                std::memset(sums + o * step, 0, size_t(step));
             }
             const auto at = size_t(b * segments());
             const int64_t group = first_groups_[at + size_t(from)];
-            const ShortListTask task = {stage_.kind,
+            const ShortListTask task = {kind_,
                                         halves,
                                         b == 0,
                                         first_groups_[at + size_t(to)] - group,
@@ -180,8 +142,8 @@ void ShortLists::run(const PixelKernels& kernels, const RealPixelTask& t, const 
             kernels.short_lists(task);
         }
         for (int64_t o = begin; o < end; ++o)
-            kernels.finish_code(t, o, 0, lanes, sums + o * kVector,
-                                levels && drained_[size_t(o)] ? wide + 2 * o * kVector : nullptr);
+            kernels.finish_code(t, o, 0, lanes, sums + o * step,
+                                levels && drained_[size_t(o)] ? wide + 2 * o * step : nullptr);
     });
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "cpu/pixel_tasks.h"
@@ -17,39 +18,31 @@ namespace mpt {
 
 class ShortLists {
  public:
-    // Parts of a channel's stage as RealPixels::Grid by column has them; a block's taps of either sign
-    // are at most kLevelTaps, if they are of levels.
-    struct Stage {
-        Kind kind;
-        int64_t parts, rows;
-        int64_t block_channels;
-    };
-    // Needs a stride of 1, one group, taps of signs only and an output as wide as the input.
-    ShortLists(const Geometry& geometry, const CompactTaps& taps, const Stage& stage);
+    // `shape` as for code of the same layer. A block's taps of either sign, if they are of levels, are at
+    // most kLevelTaps; it is cut further to fit the L1 cache.
+    ShortLists(const Geometry& geometry, const CompactTaps& taps, const CodeShape& shape);
 
-    // True where 16 bits reach every vector of a block and a map is one vector.
-    static bool possible(const Geometry& geometry, const CompactTaps& taps, const Stage& stage);
+    // True for one group, taps of signs only, and maps of one vector. (With two, more loads straddle lines
+    // than the bytes are worth.)
+    static bool possible(const Geometry& geometry, const CompactTaps& taps, const CodeShape& shape);
 
     int64_t bytes() const;  // of `stage`
-    // One image, from `pixels` (its first channel's) to where `task` says.
-    void run(const PixelKernels& kernels, const RealPixelTask& task, const char* pixels,
-             int64_t pixel_step, int64_t threads, char* stage) const;
+    // One image. fill(begin, end, to) writes the stage of those input channels, shape.channel_bytes apart.
+    typedef std::function<void(int64_t, int64_t, char*)> Fill;
+    void run(const PixelKernels& kernels, const RealPixelTask& task, const Fill& fill,
+             int64_t threads, char* stage) const;
 
  private:
     static constexpr int64_t kSegment = 64;  // output channels that are sorted, and threads share
 
-    void fill(const PixelKernels& kernels, int64_t block, const char* pixels, int64_t pixel_step,
-              char* stage) const;
-    int64_t channel_bytes() const;
-    int64_t negative() const;     // bytes from a block's values to their negatives
-    int64_t block_bytes() const;  // values, negatives, a vector of zeros
-    int64_t segments() const;
+    int64_t channels(int64_t block) const;  // of the input
+    int64_t block_bytes() const;            // values, negatives, zeros
+    int64_t segments() const { return (outputs_ + kSegment - 1) / kSegment; }
 
-    const Geometry& geometry_;
-    Stage stage_;
-    int64_t blocks_;
-    std::vector<int32_t> stage_offsets_, places_;  // as in ShortStageTask
-    std::vector<uint32_t> masks_;
+    Kind kind_;
+    int64_t inputs_, outputs_;
+    int64_t channel_bytes_, block_channels_, blocks_;
+    int64_t negative_;  // bytes from a block's values to their negatives
     // [blocks][segments]: where their groups and entries begin.
     std::vector<int64_t> first_groups_, first_entries_;
     std::vector<uint16_t> order_, entries_;  // as in ShortListTask

@@ -3,7 +3,6 @@
 
 #include "cpu/lanes.h"
 #include "cpu/pixel_tasks.h"
-#include "sparse_conv2d/cpu_pixels_fill_kernel.h"
 
 namespace mpt {
 namespace MPT_ISA {
@@ -19,7 +18,7 @@ MPT_INLINE void short_groups(const ShortListTask& t) {
         V sums[kShortChannels];
 #pragma GCC unroll 8
         for (int i = 0; i < kShortChannels; ++i)
-            sums[i] = t.first ? V{} : load<V>(t.sums + order[i] * 64);
+            sums[i] = t.first ? V{} : load<V>(t.sums + order[i] * int64_t(sizeof(V)));
         for (int32_t n = t.taps[group]; n > 0; --n, entry += kShortChannels)
 #pragma GCC unroll 2
             for (int i = 0; i < kShortChannels; i += 4) {
@@ -29,7 +28,7 @@ MPT_INLINE void short_groups(const ShortListTask& t) {
                     sums[i + j] += load<V>(t.input + uint16_t(four >> 16 * j) * 2);
             }
 #pragma GCC unroll 8
-        for (int i = 0; i < kShortChannels; ++i) store(t.sums + order[i] * 64, sums[i]);
+        for (int i = 0; i < kShortChannels; ++i) store(t.sums + order[i] * int64_t(sizeof(V)), sums[i]);
     }
 }
 
@@ -42,26 +41,20 @@ static void short_lists(const ShortListTask& t) {
         short_groups<U16>(t);
 }
 
-static void short_stage(const ShortStageTask& t, const char* pixels, char* to) {
-    const bool shorts = t.element_bytes == 2;
+static void negate(Kind kind, const char* from, int64_t bytes, char* to) {
     const __m512i signs = _mm512_set1_epi32(INT32_MIN);
-    for (int64_t c = 0; c < t.channels; ++c, pixels += t.pixel_step, to += t.stage_step)
-        for (int64_t i = 0; i < t.vectors; ++i) {
-            const char* from = pixels + t.offsets[i];
-            const __m512i value = shorts ? Shorts::load(Shorts::Mask(t.masks[i]), from)
-                                         : Words::load(Words::Mask(t.masks[i]), from);
-            char* out = to + t.places[i];
-            _mm512_storeu_si512(out, value);
-            _mm512_storeu_si512(out + t.negative,
-                                shorts ? _mm512_sub_epi16(_mm512_setzero_si512(), value)
-                                       : _mm512_xor_si512(value, signs));
-        }
+    for (int64_t i = 0; i < bytes; i += 64) {
+        const __m512i value = _mm512_loadu_si512(from + i);
+        _mm512_storeu_si512(to + i, kind == Kind::kF32
+                                        ? _mm512_xor_si512(value, signs)
+                                        : _mm512_sub_epi16(_mm512_setzero_si512(), value));
+    }
 }
-constexpr auto kShortStage = &short_stage;
 constexpr auto kShortLists = &short_lists;
+constexpr auto kNegate = &negate;
 #else
-constexpr decltype(PixelKernels::short_stage) kShortStage = nullptr;
 constexpr decltype(PixelKernels::short_lists) kShortLists = nullptr;
+constexpr decltype(PixelKernels::negate) kNegate = nullptr;
 #endif
 
 }  // namespace MPT_ISA

@@ -344,8 +344,9 @@ def test_how_real_layers_keep_their_taps_with_pixels_in_the_lanes() -> None:
     def kept(side: int, outputs: int, size: int, density: float = 0.1, levels: bool = False) -> str:
         net = Synthetic((64, side, side))
         source = net.combine(0, "i8") if levels else 0
-        (net.levels if levels else net.real)(source, outputs, size, density)
-        return CompiledProgram(net.program(), "f32", "avx512").pixel_kernels(1)[-1]
+        value = (net.levels if levels else net.real)(source, outputs, size, density)
+        net.combine(value, "f32")
+        return CompiledProgram(net.program(), "f32", "avx512").pixel_kernels(1)[-2]
 
     assert kept(8, 16, 3) == "code"
     assert kept(8, 16, 1) == "code"
