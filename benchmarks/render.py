@@ -1,48 +1,112 @@
-"""benchmarks/RESULTS.md from benchmarks/results/cpu.json."""
+"""benchmarks/RESULTS.md from benchmarks/results/cpu."""
 
 import re
 import statistics
+from functools import partial
 from typing import Any
 
 from benchmarks import planner
-
-Cell = dict[str, Any]
+from benchmarks.store import Cell, Results, figures, slug
 
 HEAD = """# CPU results
 
-Written by `make bench` (`python -m benchmarks.run`) from `benchmarks/results/cpu.json`; not edited
-by hand. A cell is how many times faster the packed or selected side is: the ratio of medians of
-runs taken by turns in one process with equal threads, and in brackets the 20th to 80th percentile
-of the rounds' ratios. Baselines are eager PyTorch in fp32 at the faster of its settings (NCHW,
-channels_last, batch norms folded). Other engines, on the dense network, are printed beside:
-how many times faster than the same baseline they are. Clocks of shared machines are noisy: read
-the spread. One table alone: `mpt-fast bench cpu`, or `python -m benchmarks.run --only layers`.
+Written by `make bench` (`python -m benchmarks.run`) from `benchmarks/results/cpu`, a folder per
+processor; not edited by hand. A cell is how many times faster the packed or selected side is: the
+ratio of medians of runs taken by turns in one process with equal threads, and in brackets the 20th
+to 80th percentile of the rounds' ratios. Baselines are eager PyTorch in fp32 at the faster of its
+settings (NCHW, channels_last, batch norms folded). Other engines, on the dense network, are printed
+beside: how many times faster than the same baseline they are. Clocks of shared machines are noisy:
+read the spread. One table alone: `mpt-fast bench cpu`, or `python -m benchmarks.run --only layers`.
 """
 
 
-def render(data: dict[str, Any]) -> str:
-    """The whole page."""
-    tables: dict[str, list[Cell]] = {}
-    for cell in data["cells"].values():
-        tables.setdefault(cell["table"], []).append(cell)
-    parts = [HEAD, *(_table(title, tables[title]) for title in sorted(tables))]
-    for name, section in (
-        ("usage", _usage),
-        ("roofline", _roofline),
-        ("sweeps", _sweeps),
-        ("planner", _planner),
-    ):
-        if name in data:
-            parts.append("\n".join([*section(data[name]), "", _measured([data[name]]), ""]))
+def render(results: dict[str, Results]) -> str:
+    """The whole page, of the results by processor."""
+    names = sorted(results)
+    names.sort(key=lambda name: _newest(results[name]), reverse=True)
+    links = [f"[{name}](#{_anchor(name)}) ({_newest(results[name])})" for name in names]
+    parts = [HEAD, f"Processors, with the date of the newest figure: {', '.join(links)}.\n"]
+    parts += _summary({name: _tables(results[name]) for name in names})
+    for name in names:
+        parts.append(f"## {name}\n")
+        parts += _sections(name, results[name])
     return "\n".join(parts)
 
 
-def _table(title: str, cells: list[Cell]) -> str:
+def _sections(processor: str, data: Results) -> list[str]:
+    tables, folder = _tables(data), f"results/cpu/{slug(processor)}"
+    parts = [_table(_heading(title, processor), tables[title]) for title in sorted(tables)]
+    for name, title, section in (
+        ("usage", "Start-up and memory of ResNet-18, 90% pruned", _usage),
+        ("roofline", "Roofline of the bit-sliced inner loop", partial(_roofline, folder=folder)),
+        ("sweeps", "How time grows", partial(_sweeps, folder=folder)),
+        ("planner", "Cost model against the clock", _planner),
+    ):
+        if name in data:
+            lines = [_heading(title, processor), "", *section(data[name])]
+            parts.append("\n".join([*lines, "", _measured([data[name]]), ""]))
+    return parts
+
+
+def _heading(title: str, processor: str) -> str:
+    """Names the processor, so that the same table of two processors has two lasting anchors."""
+    return f"### {title}: {processor}"
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _newest(data: Results) -> str:
+    return max(entry["date"] for entry in figures(data))
+
+
+def _tables(data: Results) -> dict[str, list[Cell]]:
+    tables: dict[str, list[Cell]] = {}
+    for cell in data["cells"].values():
+        tables.setdefault(cell["table"], []).append(cell)
+    return tables
+
+
+def _summary(processors: dict[str, dict[str, list[Cell]]]) -> list[str]:
+    """The means of every table that has some, those of the processors below one another."""
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+    columns: dict[str, Cell] = {}
+    for title in sorted({title for tables in processors.values() for title in tables}):
+        for processor, tables in processors.items():
+            cells = tables.get(title, [])
+            for batch, (count, means) in _means(cells).items():
+                whole = batch is None or title.endswith(f"batch {batch}")
+                # Means over other rows, as those of a quick run, are no comparison.
+                label = title + ("" if whole else f", batch {batch}") + f" ({count} rows)"
+                groups.setdefault(label, {})[processor] = means
+                columns |= {cell["column"]: cell for cell in cells}
+    if not groups:
+        return []
+    order = sorted(columns, key=lambda column: _column_order(columns[column]))
+    lines = [
+        "## Geometric means, by processor",
+        "",
+        "Those of the tables below, each over as many rows as stand in brackets. The baselines ran "
+        "on the same processor.",
+        "",
+        "| | processor | " + " | ".join(order) + " |",
+        "|---" * (len(order) + 2) + "|",
+    ]
+    for label, group in groups.items():
+        for processor, means in group.items():
+            first = label if processor == next(iter(group)) else ""
+            own = [f"{means[column]:.3g} ×" if column in means else "" for column in order]
+            lines.append(f"| {first} | {processor} | " + " | ".join(own) + " |")
+    return ["\n".join([*lines, ""])]
+
+
+def _table(heading: str, cells: list[Cell]) -> str:
     columns = list(dict.fromkeys(cell["column"] for cell in sorted(cells, key=_column_order)))
     rows = list(dict.fromkeys(cell["row"] for cell in sorted(cells, key=_row_order)))
     places = {(cell["row"], cell["column"]): cell for cell in cells}
     lines = [
-        f"## {title}",
+        heading,
         "",
         "| | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -51,35 +115,39 @@ def _table(title: str, cells: list[Cell]) -> str:
         here = [places.get((row, column)) for column in columns]
         lines.append(f"| {row} | " + " | ".join(map(_cell, here)) + " |")
         lines += _beside(next(cell for cell in here if cell), len(columns))
-    lines += _means(rows, columns, places)
+    several = len({cell.get("batch") for cell in cells}) > 1
+    for batch, (_, means) in _means(cells).items():
+        name = "geometric mean" + (f", batch {batch}" if several else "")
+        own = [f"**{means[column]:.3g} ×**" if column in means else "" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(own) + " |")
     baselines = sorted({cell["baseline"] for cell in cells})
     return "\n".join([*lines, "", f"Against: {'; '.join(baselines)}. {_measured(cells)}", ""])
 
 
-def _means(rows: list[str], columns: list[str], places: dict[tuple[str, str], Cell]) -> list[str]:
-    """Geometric means over the rows of like kind: those of one batch size."""
-    cells = places.values()
+def _means(cells: list[Cell]) -> dict[int | None, tuple[int, dict[str, float]]]:
+    """By batch: how many rows there are, and the geometric mean of each column that has them all.
+
+    A single row has no mean.
+    """
     # A mean says something only where all are measured against one kind of baseline; what follows
     # the comma is the setting of it that was fastest.
     kinds = {cell["baseline"].split(",")[0] for cell in cells}
     if len(kinds) > 1 or any(cell.get("format", "ratio") != "ratio" for cell in cells):
-        return []
-    groups: dict[Any, list[str]] = {}
-    for row in rows:
-        batch = next(cell for (own, _), cell in places.items() if own == row).get("batch")
-        groups.setdefault(batch, []).append(row)
-    lines = []
-    for batch, group in groups.items():
-        if len(group) < 2:
-            continue
-        means = []
-        for column in columns:
-            ratios = [places[row, column]["ratio"] for row in group if (row, column) in places]
-            full = len(ratios) == len(group)
-            means.append(f"**{statistics.geometric_mean(ratios):.3g} ×**" if full else "")
-        name = "geometric mean" + (f", batch {batch}" if len(groups) > 1 else "")
-        lines.append(f"| {name} | " + " | ".join(means) + " |")
-    return lines
+        return {}
+    batches: dict[int | None, list[Cell]] = {}
+    for cell in sorted(cells, key=_row_order):
+        batches.setdefault(cell.get("batch"), []).append(cell)
+    found = {}
+    for batch, group in batches.items():
+        rows = len({cell["row"] for cell in group})
+        columns: dict[str, list[float]] = {}
+        for cell in group:
+            columns.setdefault(cell["column"], []).append(cell["ratio"])
+        full = {name: ratios for name, ratios in columns.items() if len(ratios) == rows}
+        if rows > 1 and full:
+            means = {name: statistics.geometric_mean(ratios) for name, ratios in full.items()}
+            found[batch] = (rows, means)
+    return found
 
 
 def _beside(cell: Cell, columns: int) -> list[str]:
@@ -120,8 +188,6 @@ def _measured(entries: list[dict[str, Any]]) -> str:
 
 def _usage(found: dict[str, Any]) -> list[str]:
     lines = [
-        "## Start-up and memory of ResNet-18, 90% pruned",
-        "",
         "In a fresh process: `runtime.load` to the first result, after the import; and what "
         "memory the network adds, resident, when loaded and at the peak of a call, against the "
         "packed file's size plus 1.5 times the largest pair of neighbouring activations of one "
@@ -140,12 +206,10 @@ def _usage(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _roofline(found: dict[str, Any]) -> list[str]:
+def _roofline(found: dict[str, Any], folder: str) -> list[str]:
     limits = found["limits"]
     sizes = {int(size): rate for size, rate in limits["loads"].items()}
     lines = [
-        "## Roofline of the bit-sliced inner loop",
-        "",
         f"Vectors of {limits['vector_bytes']} bytes ({limits['isa']}), one thread, batch 512. "
         f"Measured limits in 10⁹ per second: full adders {limits['adders'] / 1e9:.2f}; adders that "
         f"load an operand from L1 {limits['loads_with_adders'] / 1e9:.2f}; loads from "
@@ -153,7 +217,7 @@ def _roofline(found: dict[str, Any]) -> list[str]:
         + ". A cell is kept taps times vectors per second, in 10⁹, and its share of the smaller of "
         "the load limit for its slice of the input and the rate of adders that load.",
         "",
-        "![roofline](results/roofline.png)",
+        f"![roofline]({folder}/roofline.png)",
         "",
     ]
     densities = sorted({point["density"] for point in found["points"]}, reverse=True)
@@ -168,22 +232,18 @@ def _roofline(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _sweeps(found: dict[str, Any]) -> list[str]:
+def _sweeps(found: dict[str, Any], folder: str) -> list[str]:
     return [
-        "## How time grows",
-        "",
         "Packed side alone, medians; one thread except in the last panel. Networks are 90 % "
         "pruned; binary ones and layers at batch 512, float ones at 64, except where batch is the "
         "axis.",
         "",
-        "![time against density, batch, width and threads](results/growth.png)",
+        f"![time against density, batch, width and threads]({folder}/growth.png)",
     ]
 
 
 def _planner(found: dict[str, Any]) -> list[str]:
     return [
-        "## Cost model against the clock",
-        "",
         f"Fitted in {found['fit_seconds']:.2f} s ({found['isa']}). Errors of the prediction on "
         "layers and networks that it was not fitted on (`python -m benchmarks.planner`).",
         "",

@@ -3,9 +3,9 @@
     python -m benchmarks.run [--mode quick|standard|full] [--only PART ...] [--fresh] [--render]
 
 Parts: layers, networks, scaling, usage, roofline, sweeps, planner, training (the pytest files).
-Results are kept in benchmarks/results/cpu.json case by case: a run that was stopped goes on where
-it was, and what is there for this processor, engine build and mode is not measured again unless
---fresh. The machine should do nothing else meanwhile.
+Results are kept case by case in this processor's folder of benchmarks/results/cpu: a run that was
+stopped goes on where it was, and what is there for this engine build and mode is not measured again
+unless --fresh. The page shows every processor's. The machine should do nothing else meanwhile.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 import mpt_fast as mpt
 from benchmarks import planner, plots, roofline, sweeps
 from benchmarks.render import render
-from benchmarks.store import Store
+from benchmarks.store import ROOT, Store, slug, stored
 from mpt_fast.benchmark import MODES, Case, cases, scaling_cases
 from mpt_fast.benchmark.run import images, run_case, ticket
 from mpt_fast.benchmark.usage import memory, neighbouring_bytes, startup
@@ -35,7 +35,6 @@ from mpt_fast.measure import machine
 from mpt_fast.runtime.engine import CompiledProgram
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
 PARTS = ("layers", "networks", "scaling", "usage", "roofline", "sweeps", "planner", "training")
 
 
@@ -92,15 +91,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--render", action="store_true", help="measure nothing, only render")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     chosen = parser.parse_args(arguments)
-    store, code = Store(), 0
-    if not chosen.render:
-        code = measure(store, chosen)
-    if "sweeps" in store.data:
-        plots.growth(store.data["sweeps"]["curves"], RESULTS / "growth.png")
-    if "roofline" in store.data:
-        plots.roofline(store.data["roofline"], RESULTS / "roofline.png")
-    # From the file: a page depends on nothing that the file does not keep, as the order of entries.
-    (HERE / "RESULTS.md").write_text(render(Store(store.path).data))
+    code = 0 if chosen.render else measure(Store(machine()["cpu"]), chosen)
+    # From the files: a page depends on nothing that they do not keep, as the order of entries.
+    results = stored()
+    for processor, data in results.items():
+        folder = ROOT / slug(processor)
+        if "sweeps" in data:
+            plots.growth(data["sweeps"]["curves"], folder / "growth.png")
+        if "roofline" in data:
+            plots.roofline(data["roofline"], folder / "roofline.png")
+    (HERE / "RESULTS.md").write_text(render(results))
     return code
 
 
@@ -109,7 +109,7 @@ def measure(store: Store, chosen: argparse.Namespace) -> int:
     mode, parts = MODES[chosen.mode], chosen.only or PARTS
     stamp = {
         "mode": chosen.mode,
-        "processor": machine()["cpu"],
+        "processor": store.processor,
         "isa": cpu.engine().isas()[0],
         "engine": cpu.engine().source_digest,
     }
