@@ -143,6 +143,10 @@ void RealConvStep::run_pixels(const PixelContext& context, int output) const {
              context.threads, context.stage);
 }
 
+bool RealConvStep::takes_single_lanes(int source) const {
+    return RealPixels::of_points(conv_.geometry()) && (sources_.size() == 1 || sources_[1] != source);
+}
+
 const char* RealConvStep::pixel_name(const PixelContext& context, int output) const {
     const PixelView& to = context.views[output];
     return pixels(context.kernels, to.kind).name(to.images);

@@ -17,15 +17,20 @@ void store_elements(const char* channel, const PixelView& view, int64_t c, To* i
 
 bool bit_at(const char* bits, int64_t i) { return bits[i / 8] >> (i % 8) & 1; }
 
-// Whole groups are written: what is added up in the lanes that mean nothing should be no denormals.
+// Whole groups are written, where there is room: what is added up in the lanes that mean nothing should
+// be no denormals.
 template <class T>
 void flatten_elements(const PixelView& from, const PixelView& to, int64_t c) {
     const int64_t pixels = from.pixels();
     const T* in = reinterpret_cast<const T*>(from.channel(c));
-    const int64_t groups = (from.images + kGroup - 1) / kGroup;
+    const int64_t lanes = to.channel_bytes / int64_t(sizeof(T));
+    if (lanes == 1) {  // of one image, side by side
+        std::copy_n(in, pixels, reinterpret_cast<T*>(to.channel(c * pixels)));
+        return;
+    }
     for (int64_t p = 0; p < pixels; ++p) {
         T* out = reinterpret_cast<T*>(to.channel(c * pixels + p));
-        std::fill_n(out, groups * kGroup, T(0));
+        std::fill_n(out, lanes, T(0));
         for (int64_t n = 0; n < from.images; ++n) out[n] = in[n * pixels + p];
     }
 }

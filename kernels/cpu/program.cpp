@@ -303,6 +303,14 @@ void Program::plan_buffers() {
     for (size_t s = 0; s < steps_.size(); ++s)
         for (int source : steps_[s]->sources()) last_uses_[source] = int(s) + 1;
     last_uses_[output_] = int(values_.size());
+
+    single_lanes_.assign(values_.size(), false);
+    for (size_t s = 0; s < steps_.size(); ++s)
+        single_lanes_[s + 1] = dynamic_cast<const FlattenStep*>(steps_[s].get()) != nullptr;
+    single_lanes_[size_t(output_)] = false;
+    for (const auto& step : steps_)
+        for (int source : step->sources())
+            if (!step->takes_single_lanes(source)) single_lanes_[size_t(source)] = false;
 }
 
 bool Program::uses_pixels(int64_t images) const {
@@ -331,7 +339,9 @@ int64_t Program::plan_pixels(int64_t images, char* arena, std::vector<PixelView>
         const Shape& shape = value.layout.shape;
         const int64_t lanes = images * shape.height * shape.width;
         const Kind kind = value.layout.kind == Kind::kShorts ? Kind::kSums : value.layout.kind;
-        const int64_t channel = pixel_channel_bytes(kind, lanes, kernels_);
+        const bool single = lanes == 1 && single_lanes_[views->size()];
+        const int64_t channel =
+            single ? element_bytes(kind) : pixel_channel_bytes(kind, lanes, kernels_);
         views->push_back({arena, kind, shape, images, channel});
         sizes.push_back((shape.channels * channel + 63) / 64 * 64);
     }

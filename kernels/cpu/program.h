@@ -116,6 +116,8 @@ class Program {
     int output_ = -1;
     int64_t lanes_ = 0, arena_unit_ = 0;
     std::vector<int> last_uses_;  // of every value, with pixels in the lanes
+    // There, of every value: whether an image alone needs one lane of each channel only.
+    std::vector<bool> single_lanes_;
 
     struct Arena {
         explicit Arena(int64_t size);

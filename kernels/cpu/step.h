@@ -90,6 +90,8 @@ class Step : public ImageStep {
     virtual void run_pixels(const PixelContext& context, int output) const = 0;
     // Which of its kernels runs there, in a plan's words; "" where there is but one.
     virtual const char* pixel_name(const PixelContext&, int) const { return ""; }
+    // True where it reads `source`, channels of one pixel, of one image without what fills a group up.
+    virtual bool takes_single_lanes(int) const { return false; }
 };
 
 class BitConvStep : public Step {
@@ -125,6 +127,7 @@ class RealConvStep : public Step {
     void run_pixels(const PixelContext& context, int output) const override;
     const char* pixel_name(const PixelContext& context, int output) const override;
     int overwrites() const override { return sources_.size() > 1 ? sources_[1] : -1; }
+    bool takes_single_lanes(int source) const override;
     // True where only the signs of the result are kept, and no other value is added to it.
     bool gives_signs() const;
     // The step that reads `source`, the same values in float, and decides the same signs.

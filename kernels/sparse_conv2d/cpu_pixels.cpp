@@ -79,8 +79,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
     if (g.input.channels * std::max(grid_.channel(), kGroup) * size >
         std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per image");
-    points_ = g.input.height == 1 && g.input.width == 1 && g.output.height == 1 &&
-              g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.padding == Pair{0, 0};
+    points_ = of_points(g);
     if (!input.by_pixels) {
         make_lists(conv, input);
     } else if (grid_.by_column && fused_ && !points_) {
@@ -94,6 +93,19 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
         listed.prepare(apart);
         make_lists(listed, apart);
     }
+}
+
+bool RealPixels::of_points(const Geometry& g) {
+    return g.input.height == 1 && g.input.width == 1 && g.output.height == 1 &&
+           g.output.width == 1 && g.kernel_h == 1 && g.kernel_w == 1 && g.padding == Pair{0, 0};
+}
+
+const std::vector<int32_t>& RealPixels::single_offsets() const {
+    std::call_once(single_made_, [&] {
+        for (const int32_t offset : offsets_)
+            single_offsets_.push_back((offset & ~1) / int32_t(kGroup) | (offset & 1));
+    });
+    return single_offsets_;
 }
 
 // False where code would serve half a vector only, and is so long that fetching it from memory takes longer
@@ -449,6 +461,7 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
     for (int64_t image = 0; image < images; image += step) {
         if (points_) {
             t.stage = input.data + image * element_bytes(kind_);
+            if (input.channel_bytes == element_bytes(kind_)) t.offsets = single_offsets().data();
             t.pitch = kGroup;
             t.width = t.tile_columns = std::min(step, images - image);
         } else {

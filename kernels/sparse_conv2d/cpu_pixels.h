@@ -18,6 +18,9 @@ class RealPixels {
     RealPixels(const KernelTable& kernels, const RealConv& conv, const Layout& input,
                const Layout* residual, Kind output);
 
+    // 1x1 kernels on 1x1 maps: kGroup images at a time, straight from the input; one alone from channels
+    // without the lanes that fill a group up.
+    static bool of_points(const Geometry& geometry);
     // In a plan's words, how the taps are kept for so many images.
     const char* name(int64_t images) const {
         return uses_short_lists(images) ? "short lists" : as_code_ ? "code" : "lists";
@@ -48,6 +51,7 @@ class RealPixels {
     template <class T>
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
     void fill(const PixelView& input, int64_t image, int64_t c, char* stage) const;
+    const std::vector<int32_t>& single_offsets() const;
     int64_t slice_bytes() const;
     bool worth_code(int64_t taps) const;
     void plan_shifts();
@@ -111,7 +115,9 @@ class RealPixels {
     std::vector<double> weights_f64_;
     std::vector<Drain> drains_;
     std::vector<uint8_t> drained_;
-    bool points_;  // 1x1 maps: kGroup images at a time, straight from the input
+    bool points_;
+    mutable std::once_flag single_made_;
+    mutable std::vector<int32_t> single_offsets_;  // of points of one image
     std::vector<double> scales_, shifts_;  // of the combination
     std::unique_ptr<const SignFilter> filter_;  // of signs of double: see run_in_float
     std::vector<int32_t> float_offsets_;

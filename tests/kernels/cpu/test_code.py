@@ -414,6 +414,22 @@ def test_networks_with_flatten_and_linear_layers() -> None:
     net.check(net.conv(net.flatten(net.combine([y, z])), 10, kernel=1, padding=0))
 
 
+def test_flattened_values_that_several_steps_read() -> None:
+    """An image alone lies without the lanes that fill a group up only where all readers know."""
+    linear: dict[str, Any] = {"kernel": 1, "padding": 0, "density": 0.3}
+    for signs in (True, False):
+        net = CodeNet((40, 3, 2))
+        flat = net.flatten(net.conv(0, 40, mode="relu"))
+        y = net.conv(flat, 240, signs=signs, **linear)
+        z = net.conv(flat, 240, signs=signs, residual=flat, **linear)
+        net.check(net.combine([y, z, flat]), (1, 2, 17))
+        net = CodeNet((40, 3, 2))
+        flat = net.flatten(net.conv(0, 40, mode="relu"))
+        net.check(net.combine([net.conv(flat, 9, signs=signs, **linear)]), (1, 2, 17))
+        net = CodeNet((40, 3, 2))
+        net.check(net.flatten(net.conv(0, 40, signs=signs)), (1, 2, 17))
+
+
 def test_networks_of_levels_with_flatten_and_linear_layers() -> None:
     net = CodeNet((3, 8, 10))
     x = net.level_conv(net.identity(0, "i8"), 16, "u8", mode="relu")
