@@ -96,10 +96,13 @@ double adders(const char* data) {
             for (int i = 0; i < kUnroll; ++i)
 #pragma GCC unroll 8
                 for (int k = 0; k < kChains; ++k) {
-                    const Bits c =
-                        LOADS ? load<Bits>(data + (i * kChains + k) * int(sizeof(Bits))) : other;
+                    Bits c = other;
+                    if constexpr (LOADS) {  // once, as the kernel does; the sum takes its register
+                        c = load<Bits>(data + (i * kChains + k) * int(sizeof(Bits)));
+                        asm volatile("" : "+" MPT_IN_REGISTER(c));
+                    }
                     const Bits next = sum(a[k], b[k], c);
-                    b[k] = majority(a[k], b[k], c);
+                    b[k] = majority(a[k], b[k], c, next);
                     a[k] = next;
                     asm volatile("" : "+" MPT_IN_REGISTER(a[k]), "+" MPT_IN_REGISTER(b[k]));
                 }

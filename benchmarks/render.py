@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,8 @@ def render(results: dict[str, Results]) -> str:
 
 def _sections(processor: str, data: Results) -> list[str]:
     tables, folder = _tables(data), f"results/cpu/{slug(processor)}"
-    parts = [_table(_heading(title, processor), tables[title]) for title in sorted(tables)]
+    parts = _engines(data)
+    parts += [_table(_heading(title, processor), tables[title]) for title in sorted(tables)]
     for name, title, section in (
         ("usage", "Start-up and memory of ResNet-18, 90% pruned", _usage),
         ("roofline", "Roofline of the bit-sliced inner loop", partial(_roofline, folder=folder)),
@@ -46,6 +48,15 @@ def _sections(processor: str, data: Results) -> list[str]:
             lines = [_heading(title, processor), "", *section(data[name])]
             parts.append("\n".join([*lines, "", _measured([data[name]]), ""]))
     return parts
+
+
+def _engines(data: Results) -> list[str]:
+    """Which builds the figures are of: a part may have been measured later than another."""
+    builds = Counter(stamp["engine"][:8] for stamp in data["measured"].values() if stamp)
+    if not builds:
+        return []
+    names = [f"{build} ({count})" for build, count in builds.most_common()]
+    return [f"Engine builds by a digest of their sources, and measurements: {', '.join(names)}.\n"]
 
 
 def _heading(title: str, processor: str) -> str:

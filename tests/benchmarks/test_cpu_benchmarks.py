@@ -102,6 +102,14 @@ def test_tables_have_means_only_over_one_batch_and_one_baseline() -> None:
     assert "geometric mean" not in page_of(other).lower()
 
 
+def test_pages_name_the_builds_that_figures_are_of() -> None:
+    stamps = {"a": {"engine": "0123456789"}, "b": {"engine": "ba9876543210"}, "c": {}}
+    stamps["d"] = stamps["b"]
+    data = results_of([cell("64@32", "90%", 2.0)]) | {"measured": stamps}
+    assert "and measurements: ba987654 (2), 01234567 (1).\n" in render({"Some CPU": data})
+    assert "Engine builds" not in page_of([cell("64@32", "90%", 2.0)])
+
+
 def test_processors_stand_together_in_means_only() -> None:
     older, newer = MACHINE | {"cpu": "A CPU"}, MACHINE | {"cpu": "B(R) CPU @ 2.60GHz"}
     rows = {"64@32": 2.0, "128@16": 8.0}
