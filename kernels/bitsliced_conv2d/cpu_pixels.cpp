@@ -6,14 +6,13 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 
 namespace mpt {
 namespace {
 
 constexpr int64_t kL1Budget = 24 * 1024;
 constexpr int64_t kPassBlocks = 4;  // vectors per pass: what a visit of a channel should find
-
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 

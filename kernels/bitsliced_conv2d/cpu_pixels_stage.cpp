@@ -5,6 +5,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 
 namespace mpt {
 namespace {
@@ -12,8 +13,6 @@ namespace {
 constexpr int64_t kCopyBudget = 16 * 1024;  // bytes of a thread's copy, so that it stays in the L1 cache
 constexpr int64_t kLeastChannels = 8;
 constexpr int64_t kVectorBytes = 64;        // of the longest vectors
-
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 

@@ -135,8 +135,9 @@ struct FillTask {
     int64_t padding_h, padding_w, dilation_w;
 };
 
-// The same of some channels, where a part is the channel itself, shifted: a vector of 64 bytes comes from as many bytes
-// behind the channel's first pixel as `offsets` says, but zeros where `masks` has no bit for the element.
+// The same of some channels, where a part is the channel itself, shifted: a vector of 64 bytes comes from
+// as many bytes behind the channel's first pixel as `offsets` says, with zeros where `masks` has no bit for
+// the element.
 struct ShiftTask {
     int64_t element_bytes;  // 2 or 4
     int64_t runs, vectors;  // of the stage: runs of vectors, run_step bytes apart

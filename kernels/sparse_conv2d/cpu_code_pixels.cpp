@@ -4,6 +4,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 #include "sparse_conv2d/cpu_pixels.h"
 
 namespace mpt {
@@ -17,8 +18,6 @@ constexpr int64_t kStageBytes = 512 * 1024, kLeastRows = 4;  // of what is stage
 constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 4096;
 constexpr int64_t kShifted = 64;  // bytes of the vectors of PixelKernels::shift_channels
 constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side in the pages of each row
-
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 
 namespace mpt {
 namespace {
@@ -19,8 +20,6 @@ constexpr int64_t kTileBytes = 12 * 64;  // of the sums of the largest tile
 constexpr int64_t kFinishedTogether = 8;  // channels whose sums stay in the cache until combined
 constexpr int64_t kHalfVector = 32, kHalfVectorTaps = 300000;
 constexpr double kTileCost = 1.5;         // of visiting a tile, in vectors
-
-int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Copies columns first, first + step, ... of a row of `width` pixels; those outside are zeros.
 template <class T>

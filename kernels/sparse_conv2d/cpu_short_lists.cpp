@@ -7,6 +7,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/pixels.h"
+#include "cpu/rounding.h"
 #include "sparse_conv2d/cpu_layer.h"
 
 namespace mpt {
@@ -16,13 +17,12 @@ constexpr int64_t kUnit = 2;  // bytes that an entry counts in
 constexpr int64_t kVector = 64;
 constexpr int64_t kBlockBytes = 40 * 1024;  // of a block with its negatives
 
-int64_t divided(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
-
 }  // namespace
 
 bool ShortLists::possible(const Geometry& g, const CompactTaps& taps, const CodeShape& shape) {
     return taps.signs_only() && g.outputs_per_group() == g.output.channels &&
-           g.output.height * g.output.width * element_bytes(shape.kind) <= kVector && 2 * shape.channel_bytes <= kBlockBytes &&
+           g.output.height * g.output.width * element_bytes(shape.kind) <= kVector &&
+           2 * shape.channel_bytes <= kBlockBytes &&
            g.output.channels < std::numeric_limits<uint16_t>::max();
 }
 
@@ -35,15 +35,13 @@ ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const CodeSha
     block_channels_ = shape.block_channels / std::min(pieces, shape.block_channels);
     while (shape.block_channels % block_channels_ != 0) --block_channels_;
     blocks_ = divided(inputs_, block_channels_);
-    negative_ = divided(block_channels_ * channel_bytes_, kVector) * kVector;
+    negative_ = rounded(block_channels_ * channel_bytes_, kVector);
 
     const auto area = int64_t(shape.positions.size());
-    const auto zeros = uint16_t(2 * negative_ / kUnit);
     std::vector<CompactTaps::Cursor> cursors;
     for (int64_t o = 0; o < outputs_; ++o) cursors.emplace_back(taps, o);
     std::vector<RealRun> runs(size_t(blocks_ * outputs_), RealRun{0, 0, 0});
     std::vector<std::vector<uint16_t>> lists{size_t(kSegment)};
-    std::vector<size_t> sorted;
     for (int64_t b = 0; b < blocks_; ++b)
         for (int64_t begin = 0; begin < outputs_; begin += kSegment) {
             const int64_t end = std::min(outputs_, begin + kSegment);
@@ -64,30 +62,37 @@ ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const CodeSha
                     ++(tap.negative() ? run.negative : run.positive);
                 }
             }
-            sorted.resize(size_t(end - begin));
-            std::iota(sorted.begin(), sorted.end(), size_t{0});
-            std::stable_sort(sorted.begin(), sorted.end(), [&](size_t a, size_t c) {
-                return lists[a].size() > lists[c].size();
-            });
-            constexpr size_t kTogether = kShortChannels;
-            for (size_t s = 0; s < sorted.size(); s += kTogether) {
-                const size_t most = lists[sorted[s]].size();
-                const size_t channels = std::min(sorted.size() - s, kTogether);
-                taps_.push_back(int32_t(most));
-                for (size_t i = 0; i < kTogether; ++i)  // the rest to what nothing reads
-                    order_.push_back(uint16_t(i < channels ? begin + int64_t(sorted[s + i])
-                                                           : outputs_));
-                for (size_t n = 0; n < most; ++n)
-                    for (size_t i = 0; i < kTogether; ++i) {
-                        const auto* list = i < channels ? &lists[sorted[s + i]] : nullptr;
-                        entries_.push_back(list && n < list->size() ? (*list)[n] : zeros);
-                    }
-            }
+            add_groups(lists, begin, size_t(end - begin));
         }
     first_groups_.push_back(int64_t(taps_.size()));
     first_entries_.push_back(int64_t(entries_.size()));
     entries_.shrink_to_fit();
     if (is_levels(kind_)) plan_drains(runs, outputs_, &drains_, &drained_);
+}
+
+// The lists of `count` channels from `begin` on, longest first.
+void ShortLists::add_groups(const std::vector<std::vector<uint16_t>>& lists, int64_t begin,
+                            size_t count) {
+    const auto zeros = uint16_t(2 * negative_ / kUnit);
+    std::vector<size_t> sorted(count);
+    std::iota(sorted.begin(), sorted.end(), size_t{0});
+    std::stable_sort(sorted.begin(), sorted.end(), [&](size_t a, size_t b) {
+        return lists[a].size() > lists[b].size();
+    });
+    constexpr size_t kTogether = kShortChannels;
+    for (size_t first = 0; first < count; first += kTogether) {
+        const size_t channels = std::min(count - first, kTogether);
+        const size_t most = lists[sorted[first]].size();
+        taps_.push_back(int32_t(most));
+        for (size_t i = 0; i < kTogether; ++i)  // what fills the group up goes where nothing reads
+            order_.push_back(
+                uint16_t(i < channels ? begin + int64_t(sorted[first + i]) : outputs_));
+        for (size_t n = 0; n < most; ++n)
+            for (size_t i = 0; i < kTogether; ++i) {
+                const bool has = i < channels && n < lists[sorted[first + i]].size();
+                entries_.push_back(has ? lists[sorted[first + i]][n] : zeros);
+            }
+    }
 }
 
 int64_t ShortLists::channels(int64_t block) const {

@@ -6,13 +6,12 @@
 #include <limits>
 
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 
 namespace mpt {
 namespace {
 
 constexpr int64_t kInputBudget = int64_t{1} << 18;  // bytes of spread images, for the L2 cache
-
-int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 // Images taken together: as many as fit the cache, where the next ones start at a whole byte.
 int64_t wave_of(const LookupConv& conv, int64_t images) {

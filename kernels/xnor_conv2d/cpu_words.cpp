@@ -5,14 +5,12 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/rounding.h"
 
 namespace mpt {
 namespace {
 
 constexpr int64_t kWordTaps = 64;
-
-int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
-int64_t rounded(int64_t value, int64_t unit) { return divided(value, unit) * unit; }
 
 }  // namespace
 
