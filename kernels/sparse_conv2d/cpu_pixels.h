@@ -23,7 +23,7 @@ class RealPixels {
     static bool of_points(const Geometry& geometry);
     // In a plan's words, how the taps are kept for so many images.
     const char* name(int64_t images) const {
-        return uses_short_lists(images) ? "short lists" : as_code_ ? "code" : "lists";
+        return uses_short_lists(images) ? "sparse short lists" : as_code_ ? "sparse code" : "sparse";
     }
     int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
     // `residual.data` is null without one.

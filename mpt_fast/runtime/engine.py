@@ -95,7 +95,8 @@ class CompiledProgram:
         """Per step the kernel for such a batch with its pixels in the lanes; "": there is but one.
 
         "bit-sliced" counts planes of taps, "lookups" four taps at a time in tables, "popcount"
-        whole words of taps; of real values "code", "short lists" and "lists" say how taps are kept.
+        whole words of taps; "sparse" adds real values from lists of taps, "sparse code" by
+        code made from them, "sparse short lists" from lists of two bytes a tap.
         """
         return self._handle.pixel_names(batch)
 

@@ -348,12 +348,12 @@ def test_how_real_layers_keep_their_taps_with_pixels_in_the_lanes() -> None:
         net.combine(value, "f32")
         return CompiledProgram(net.program(), "f32", "avx512").pixel_kernels(1)[-2]
 
-    assert kept(8, 16, 3) == "code"
-    assert kept(8, 16, 1) == "code"
-    assert kept(8, 16, 5) == "lists"  # wide
-    assert kept(1, 16, 1) == "lists"  # linear
-    assert kept(224, 2, 3) == "lists"  # large
-    assert kept(4, 600, 3) == "short lists"
-    assert kept(4, 10, 3) == "code"  # few taps
-    assert kept(5, 600, 3, levels=True) == "short lists"
-    assert kept(5, 600, 3) == "code"  # two vectors
+    assert kept(8, 16, 3) == "sparse code"
+    assert kept(8, 16, 1) == "sparse code"
+    assert kept(8, 16, 5) == "sparse"  # wide
+    assert kept(1, 16, 1) == "sparse"  # linear
+    assert kept(224, 2, 3) == "sparse"  # large
+    assert kept(4, 600, 3) == "sparse short lists"
+    assert kept(4, 10, 3) == "sparse code"  # few taps
+    assert kept(5, 600, 3, levels=True) == "sparse short lists"
+    assert kept(5, 600, 3) == "sparse code"  # two vectors

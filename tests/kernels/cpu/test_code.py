@@ -368,12 +368,12 @@ def test_which_taps_are_short_lists(isa: str) -> None:
         net.finish(net.conv_affine(0, *taps, *geometry, np.ones(channels), np.zeros(channels)))
         return net.pixel_names(batch)
 
-    lists = "short lists" if isa == "avx512" else "code"
+    lists = "sparse short lists" if isa == "avx512" else "sparse code"
     assert names(4, 1) == [lists]
-    assert names(4, 2) == ["code"]
-    assert names(4, 1, channels=4) == ["code"]
+    assert names(4, 2) == ["sparse code"]
+    assert names(4, 1, channels=4) == ["sparse code"]
     assert names(8, 1, stride=2) == [lists]
-    assert names(5, 1) == ["code"]
+    assert names(5, 1) == ["sparse code"]
 
 
 def test_short_lists_of_values_that_are_not_finite() -> None:
