@@ -132,15 +132,14 @@ void BitConvStep::run_pixels(const PixelContext& context, int output) const {
 
 int64_t RealConvStep::pixel_stage_bytes(const PixelContext& context, int output) const {
     const PixelView& to = context.views[output];
-    return pixels(context.kernels, to.kind).stage_bytes(context.kernels, to.images,
-                                                        context.threads);
+    return pixels(context.kernels, to.kind).stage_bytes(to.images, context.threads);
 }
 
 void RealConvStep::run_pixels(const PixelContext& context, int output) const {
     const PixelView& to = context.views[output];
     pixels(context.kernels, to.kind)
-        .run(context.kernels, context.views[sources_[0]], to, residual_view(context, sources_),
-             context.threads, context.stage);
+        .run(context.views[sources_[0]], to, residual_view(context, sources_), context.threads,
+             context.stage);
 }
 
 bool RealConvStep::takes_single_lanes(int source) const {

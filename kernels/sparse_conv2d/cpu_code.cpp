@@ -38,8 +38,9 @@ bool must_be_saved(Base base) {
 }
 
 // Upper bounds of code, in bytes: of a tap of a sign or a weight, with its load; of what leads from a
-// channel to the next; of the rest of a function.
-constexpr int64_t kSignBytes = 12, kWeightBytes = 32, kChannelBytes = 8, kFunctionBytes = 8192;
+// channel to the next, an addition to every base; of the rest of a function.
+constexpr int64_t kSignBytes = 12, kWeightBytes = 32, kFunctionBytes = 8192;
+constexpr int64_t kChannelBytes = 7 * int64_t(kBases.size());
 
 // What the instruction cache holds, and somewhat more: 20 to 64 KB differ by less than 5 %.
 constexpr int64_t kVisitBytes = 40 * 1024;
@@ -163,7 +164,7 @@ class TapCode::Writer {
     bool running() const { return shape_.channel_bytes > shape_.vector_bytes; }
     bool stepped() const { return end_ && end_->stepped; }
     size_t most_bases() const { return kBases.size() - (stepped() ? 1 : 0); }
-    // From one channel's result and residual to the next's, and how far the first byte of `s` is.
+    // On from the result and residual of the sum before `s`; where from there its own begin.
     void next_result(int s) {
         if (!stepped() || s == 0) return;
         code_.add(kCalledOutput, kCalledOutputStep);

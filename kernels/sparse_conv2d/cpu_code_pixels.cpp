@@ -21,13 +21,13 @@ constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side
 
 }  // namespace
 
-void RealPixels::shape_code(const KernelTable& kernels) {
+void RealPixels::shape_code() {
     const Geometry& g = conv_.geometry_;
     const int64_t size = element_bytes(kind_), lanes = g.output.height * g.output.width;
     CodeShape& shape = code_shape_;
-    shape = shape_for(kernels, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
+    shape = shape_for(kernels_, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
     vector_bytes_ = shape.vector_bytes;
-    vectors_ = (lanes * size + vector_bytes_ - 1) / vector_bytes_;
+    vectors_ = divided(lanes * size, vector_bytes_);
     const bool shifted = g.stride == Pair{1, 1} && grid_.columns == g.input.width;
     const int64_t row_bytes = grid_.columns * size;
     if (shifted && row_bytes % vector_bytes_ == 0) across_ = row_bytes / vector_bytes_;
@@ -42,7 +42,7 @@ void RealPixels::shape_code(const KernelTable& kernels) {
                     ? row * across_ * g.input.channels * shape.channel_bytes + x * vector_bytes_
                     : (part * grid_.part + row / g.stride[0] * grid_.columns) * size);
         }
-    if (shifted && pixel_kernels_for(kernels).shift_channels &&
+    if (shifted && pixel_kernels_for(kernels_).shift_channels &&
         (across_ == 0 || vector_bytes_ == kShifted))
         plan_shifts();
 }
@@ -172,10 +172,10 @@ int64_t RealPixels::code_shares(int64_t threads) const {
     return code().shares(1, threads);
 }
 
-int64_t RealPixels::code_band(int64_t images) const {
+int64_t RealPixels::code_band() const {
     const int64_t across = std::max<int64_t>(1, across_);
     const int64_t rows = kBandBytes / (conv_.geometry_.output.channels * vector_bytes_ * across);
-    return std::min(std::max<int64_t>(1, rows) * across, code_images(images) * vectors_);
+    return std::max<int64_t>(1, rows) * across;
 }
 
 // Of a thread, without those of 32 bits.
@@ -185,7 +185,8 @@ int64_t RealPixels::code_sums_bytes(int64_t images, int64_t threads) const {
     for (int64_t s = 0; s < shares; ++s)
         channels = std::max(channels, code().first(code().parts() * (s + 1) / shares) -
                                           code().first(code().parts() * s / shares));
-    return rounded(channels * code_band(images) * vector_bytes_, 64);
+    const int64_t band = std::min(code_band(), code_images(images) * vectors_);
+    return rounded(channels * band * vector_bytes_, 64);
 }
 
 int64_t RealPixels::code_bytes(int64_t images, int64_t threads) const {
@@ -241,7 +242,7 @@ void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& tas
                            int64_t total, int64_t image_bytes, int64_t from, int64_t to,
                            char* scratch) const {
     const TapCode& code = this->code();
-    const int64_t band = code_band(origin + total > vectors_ ? total / vectors_ : 1);
+    const int64_t band = std::min(code_band(), total);
     const int64_t blocks = code.blocks(), row = band * vector_bytes_;
     const int64_t channels = code.first(to) - code.first(from);
     const int64_t sums_bytes = rounded(channels * row, 64);
@@ -272,7 +273,8 @@ void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& tas
                 const int64_t next = wraps ? from : p + 1;
                 CodeFetch fetch(code, wraps ? b + 1 : b, next, next + 1, end - begin);
                 char* const out = task.output + first * task.output_step;
-                const char* const residual = task.residual + first * task.residual_step;
+                const char* const residual =
+                    task.residual ? task.residual + first * task.residual_step : out;
                 for (int64_t column = 0; column < across; ++column)
                     for (int64_t i = begin + column; i < end; i += across) {
                         fetch.some();
@@ -299,13 +301,12 @@ void RealPixels::run_share(const PixelKernels& kernels, const RealPixelTask& tas
     }
 }
 
-void RealPixels::run_code(const KernelTable& table, const PixelView& input,
-                          const PixelView& output, const PixelView& residual, int64_t threads,
-                          char* stage) const {
-    const PixelKernels& kernels = pixel_kernels_for(table);
+void RealPixels::run_code(const PixelView& input, const PixelView& output,
+                          const PixelView& residual, int64_t threads, char* stage) const {
+    const PixelKernels& kernels = pixel_kernels_for(kernels_);
     const int64_t images = input.images, together = code_images(images);
     const int64_t image_bytes = grid_bytes(kind_), shares = code_shares(threads);
-    const int64_t channels = input.shape.channels, fills = (channels + kFilled - 1) / kFilled;
+    const int64_t channels = input.shape.channels, fills = divided(channels, kFilled);
     char* const scratch = stage + together * image_bytes;
     const int64_t scratch_step = thread_bytes(images, threads);
     const int64_t height = output.shape.height, rows = stage_rows(), reach = grid_.rows - height;

@@ -82,7 +82,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
     if (!input.by_pixels) {
         make_lists(conv, input);
     } else if (grid_.by_column && fused_ && !points_) {
-        shape_code(kernels);
+        shape_code();
         as_code_ = worth_code(conv.compact_.count());
     }
     if (input.by_pixels && !as_code_) {
@@ -246,15 +246,15 @@ int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) 
     return ((outputs + count - 1) / count * vectors + 1) * kernels.vector_bytes;  // one of slack
 }
 
-int64_t RealPixels::stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const {
+int64_t RealPixels::stage_bytes(int64_t images, int64_t threads) const {
     if (uses_short_lists(images)) return short_lists().bytes();
     if (as_code_) return code_bytes(images, threads);
     const Shape out = conv_.geometry_.output;
     const int64_t sums =
         fused_ ? 0
-               : out.channels * pixel_channel_bytes(kind_, images * out.height * out.width, kernels);
+               : out.channels * pixel_channel_bytes(kind_, images * out.height * out.width, kernels_);
     return grid_bytes(kind_) + (filter_ ? grid_bytes(Kind::kF32) : 0) +
-           threads * rounded(scratch_bytes(pixel_kernels_for(kernels), threads), 64) + sums;
+           threads * rounded(scratch_bytes(pixel_kernels_for(kernels_), threads), 64) + sums;
 }
 
 // A channel of a stride of 1 whose output is as wide as the input: a part is the map, shifted.
@@ -427,12 +427,12 @@ bool RealPixels::run_in_float(const PixelKernels& kernels, const PixelView& inpu
     return true;
 }
 
-void RealPixels::run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
-                     const PixelView& residual, int64_t threads, char* stage) const {
-    const PixelKernels& pixel_kernels = pixel_kernels_for(kernels);
+void RealPixels::run(const PixelView& input, const PixelView& output, const PixelView& residual,
+                     int64_t threads, char* stage) const {
+    const PixelKernels& pixel_kernels = pixel_kernels_for(kernels_);
     if (uses_short_lists(input.images))
         return run_short_lists(input, output, residual, threads, stage);
-    if (as_code_) return run_code(kernels, input, output, residual, threads, stage);
+    if (as_code_) return run_code(input, output, residual, threads, stage);
     const int64_t outputs = output.shape.channels, images = input.images;
     if (filter_ && run_in_float(pixel_kernels, input, output, threads, stage)) return;
     RealPixelTask t = task(pixel_kernels, kind_);
@@ -442,7 +442,7 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
     if (!fused_) {
         sums.kind = kind_;
         sums.data = scratch + threads * scratch_step;
-        sums.channel_bytes = pixel_channel_bytes(kind_, output.lanes(), kernels);
+        sums.channel_bytes = pixel_channel_bytes(kind_, output.lanes(), kernels_);
     }
     set_output(sums, residual, &t);
 
@@ -477,7 +477,7 @@ void RealPixels::run(const KernelTable& kernels, const PixelView& input, const P
             pixel_kernels.real_conv(t, begin, end, scratch + thread * scratch_step);
             if (!fused_ && image + step >= images)
                 for (int64_t o = begin; o < end; ++o)
-                    kernels.combine(combine, 0, o, 0, combine.output.height);
+                    kernels_.combine(combine, 0, o, 0, combine.output.height);
         });
     }
 }

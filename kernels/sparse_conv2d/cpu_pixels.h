@@ -25,10 +25,10 @@ class RealPixels {
     const char* name(int64_t images) const {
         return uses_short_lists(images) ? "sparse short lists" : as_code_ ? "sparse code" : "sparse";
     }
-    int64_t stage_bytes(const KernelTable& kernels, int64_t images, int64_t threads) const;
+    int64_t stage_bytes(int64_t images, int64_t threads) const;
     // `residual.data` is null without one.
-    void run(const KernelTable& kernels, const PixelView& input, const PixelView& output,
-             const PixelView& residual, int64_t threads, char* stage) const;
+    void run(const PixelView& input, const PixelView& output, const PixelView& residual,
+             int64_t threads, char* stage) const;
 
    private:
     // The stage of one image: per input channel its pixels in parts, one for every phase (the remainders
@@ -56,7 +56,7 @@ class RealPixels {
     bool worth_code(int64_t taps) const;
     void plan_shifts();
     void fill_places(const char* pixels, int64_t top, int64_t rows, char* to) const;
-    void shape_code(const KernelTable& kernels);
+    void shape_code();
     const TapCode& code() const;
     bool can_use_short_lists() const;
     bool uses_short_lists(int64_t images) const;
@@ -69,19 +69,20 @@ class RealPixels {
     void choose_tile(const PixelKernels& kernels, RealPixelTask* task) const;
     RealPixelTask task(const PixelKernels& kernels, Kind kind) const;
     void set_output(const PixelView& output, const PixelView& residual, RealPixelTask* task) const;
-    // Of layers that are code: images whose stages lie side by side, shares of the output channels, and
-    // vectors of sums that pass through all parts of a block before the next block.
+    // Of layers that are code: rows of the output that are staged at a time, images whose stages lie side
+    // by side, shares of the output channels, and most vectors of sums that pass through all parts of a
+    // block before the next block.
     int64_t stage_rows() const;
     int64_t code_images(int64_t images) const;
     int64_t code_shares(int64_t threads) const;
-    int64_t code_band(int64_t images) const;
+    int64_t code_band() const;
     int64_t code_sums_bytes(int64_t images, int64_t threads) const;
     int64_t thread_bytes(int64_t images, int64_t threads) const;
     int64_t code_bytes(int64_t images, int64_t threads) const;
     void fill_code(const PixelKernels& kernels, const PixelView& input, int64_t image,
                    int64_t begin, int64_t end, int64_t top, int64_t rows, char* stage) const;
-    void run_code(const KernelTable& kernels, const PixelView& input, const PixelView& output,
-                  const PixelView& residual, int64_t threads, char* stage) const;
+    void run_code(const PixelView& input, const PixelView& output, const PixelView& residual,
+                  int64_t threads, char* stage) const;
     void run_share(const PixelKernels& kernels, const RealPixelTask& task, int64_t origin,
                    int64_t total, int64_t image_bytes, int64_t from, int64_t to,
                    char* scratch) const;

@@ -99,6 +99,8 @@ int64_t ShortLists::channels(int64_t block) const {
     return std::min(block_channels_, inputs_ - block * block_channels_);
 }
 
+int64_t ShortLists::segments() const { return divided(outputs_, kSegment); }
+
 int64_t ShortLists::block_bytes() const { return 2 * negative_ + kVector; }
 
 // The blocks, behind which loads may reach a vector further; sums, one more for what fills up the last

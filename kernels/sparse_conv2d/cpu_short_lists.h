@@ -38,7 +38,7 @@ class ShortLists {
     void add_groups(const std::vector<std::vector<uint16_t>>& lists, int64_t begin, size_t count);
     int64_t channels(int64_t block) const;  // of the input
     int64_t block_bytes() const;            // values, negatives, zeros
-    int64_t segments() const { return (outputs_ + kSegment - 1) / kSegment; }
+    int64_t segments() const;
 
     Kind kind_;
     int64_t inputs_, outputs_;

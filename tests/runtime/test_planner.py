@@ -334,26 +334,3 @@ def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> No
     assert [step.kernel for step in way.steps] == [name, "pool", name]
     assert way.complete
     assert all("machine code" in s.why for s in way.steps if s.kernel == "sparse code")
-
-
-@needs_engine
-@pytest.mark.skipif(not cpu.available() or "avx512" not in cpu.engine().isas(), reason="AVX-512")
-def test_how_real_layers_keep_their_taps_with_pixels_in_the_lanes() -> None:
-    """The engine's own word, which plans repeat."""
-
-    def kept(side: int, outputs: int, size: int, density: float = 0.1, levels: bool = False) -> str:
-        net = Synthetic((64, side, side))
-        source = net.combine(0, "i8") if levels else 0
-        value = (net.levels if levels else net.real)(source, outputs, size, density)
-        net.combine(value, "f32")
-        return CompiledProgram(net.program(), "f32", "avx512").pixel_kernels(1)[-2]
-
-    assert kept(8, 16, 3) == "sparse code"
-    assert kept(8, 16, 1) == "sparse code"
-    assert kept(8, 16, 5) == "sparse"  # wide
-    assert kept(1, 16, 1) == "sparse"  # linear
-    assert kept(224, 2, 3) == "sparse"  # large
-    assert kept(4, 600, 3) == "sparse short lists"
-    assert kept(4, 10, 3) == "sparse code"  # few taps
-    assert kept(5, 600, 3, levels=True) == "sparse short lists"
-    assert kept(5, 600, 3) == "sparse code"  # two vectors
