@@ -117,8 +117,8 @@ def main() -> None:
     except RuntimeError as error:
         said = str(error)
     (out / f"rank{rank}.json").write_text(json.dumps({"said": said}))
-    # No wrapper that holds the group is left, and no rank goes before another is done: threads of
-    # a group that ends otherwise have been seen to abort the process.
+    # Once a rank aborted on its way out ("terminate called without an active exception"), for a
+    # reason not found: nothing that holds the group is left by then, and both ranks are done.
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
