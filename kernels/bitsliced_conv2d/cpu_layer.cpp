@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <tuple>
 
 #include "cpu/parallel.h"
 
@@ -11,13 +10,6 @@ namespace mpt {
 namespace {
 
 constexpr int64_t kL1Budget = 40 * 1024;
-
-// Planes for n taps: signed counts from -n - 1 to n must fit; rounded up to a compiled kernel.
-int32_t planes_for(int64_t taps) {
-    int32_t planes = 5;
-    while ((int64_t{1} << (planes - 1)) < taps + 1) ++planes;
-    return planes <= 14 ? planes : planes <= 17 ? 17 : 26;
-}
 
 void append_planes(std::vector<uint64_t>& constants, int64_t value, int32_t planes) {
     for (int32_t k = 0; k < planes; ++k)
@@ -27,6 +19,12 @@ void append_planes(std::vector<uint64_t>& constants, int64_t value, int32_t plan
 int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
 
 }  // namespace
+
+int32_t planes_for(int64_t taps) {
+    int32_t planes = 5;
+    while ((int64_t{1} << (planes - 1)) < taps + 1) ++planes;
+    return planes <= 14 ? planes : planes <= 17 ? 17 : 26;
+}
 
 BitConv::BitConv(const Geometry& g, const Taps& taps, const Thresholds* thresholds)
     : geometry_(g),
@@ -182,101 +180,6 @@ const std::vector<int32_t>& BitConv::offsets(int64_t words, const Strides& strid
     return result;
 }
 
-const BitConv::Quads* BitConv::quads(const Strides& strides) const {
-    constexpr int64_t kVectorBytes = 64;
-    const Geometry& g = geometry_;
-    const int64_t channel_vectors = strides.channel / kVectorBytes;
-    const auto vector_of = [&](int64_t channel, int64_t row, int64_t column) {
-        return channel * channel_vectors +
-               (row * g.dilation[0] * strides.row + column * g.dilation[1] * strides.column) /
-                   kVectorBytes;
-    };
-    const int64_t zero = vector_of(g.input.channels, 0, 0);
-    const int64_t last = vector_of(g.input.channels - 1, g.kernel_h - 1, g.kernel_w - 1);
-    if (std::max(zero, last) >= int64_t{1} << 16) return nullptr;
-
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<Quads>& made = quads_[{channel_vectors, strides.row / kVectorBytes}];
-    if (made) return made.get();
-    auto result = std::make_unique<Quads>();
-    for (size_t o = 0; o < channels_.size(); ++o)
-        result->ordered.push_back({0, (channels_[o].negative + 3) / 4,
-                                   (channels_[o].positive + 3) / 4, channels_[o].planes, 0,
-                                   flips_.empty() || !flips_[o] ? 0 : -1, int32_t(o)});
-    // Neighbours with lists of the same length take the same branches. Sums go out in their order.
-    const auto shape = [](const QuadChannel& c) {
-        return std::make_tuple(c.planes, c.negative, c.positive);
-    };
-    if (!flips_.empty())
-        std::stable_sort(
-            result->ordered.begin(), result->ordered.end(),
-            [&](const QuadChannel& a, const QuadChannel& b) { return shape(a) < shape(b); });
-    const int64_t area = g.kernel_h * g.kernel_w;
-    result->words.reserve(taps_.size() / 4 + 2 * channels_.size());
-    for (QuadChannel& own : result->ordered) {
-        const BitChannel& channel = channels_[own.output];
-        const int64_t base = own.output / g.outputs_per_group() * g.group_channels;
-        own.first = int64_t(result->words.size());
-        int64_t first = channel.first;
-        for (int64_t count : {channel.negative, channel.positive}) {
-            for (int64_t i = 0; i < count; i += 4) {
-                uint64_t word = 0;
-                for (int64_t k = 0; k < 4; ++k) {
-                    const int64_t tap = i + k < count ? taps_[first + i + k] : -1;
-                    const int64_t at = tap < 0 ? zero
-                                               : vector_of(base + tap / area,
-                                                           tap % area / g.kernel_w,
-                                                           tap % g.kernel_w);
-                    word |= uint64_t(at) << (16 * k);
-                }
-                result->words.push_back(word);
-            }
-            first += count;
-        }
-    }
-    order_constants(result.get());
-    made = std::move(result);
-    return made.get();
-}
-
-void BitConv::order_constants(Quads* quads) const {
-    quads->class_constants = 0;
-    for (QuadChannel& own : quads->ordered) {
-        own.constants = int32_t(quads->class_constants);
-        quads->class_constants += own.planes;
-    }
-    if (flips_.empty()) return raise_constants(quads);
-    const size_t classes = rows_.classes.size() * columns_.classes.size();
-    const auto order = [&](const std::vector<uint64_t>& constants, std::vector<int32_t>* to) {
-        for (size_t c = 0; c < classes && !constants.empty(); ++c)
-            for (const QuadChannel& own : quads->ordered) {
-                const int64_t first = channels_[own.output].constants + int64_t(c) * own.planes;
-                for (int32_t k = 0; k < own.planes; ++k)
-                    to->push_back(int32_t(constants[size_t(first + k)]));
-            }
-    };
-    order(constants_, &quads->constants);
-    order(residual_constants_, &quads->residual_constants);
-}
-
-// Constants of sums that are comparable between the classes: see BitConvTask.
-void BitConv::raise_constants(Quads* quads) const {
-    const int64_t classes = int64_t(rows_.classes.size() * columns_.classes.size());
-    const auto first = balances_.begin();
-    for (int64_t o = 0; o < geometry_.output.channels; ++o)
-        quads->bias.push_back(channels_[o].sum_bias + *std::max_element(first + o * classes,
-                                                                        first + (o + 1) * classes));
-    for (int64_t c = 0; c < classes; ++c)
-        for (int64_t o = 0; o < geometry_.output.channels; ++o) {
-            const BitChannel& channel = channels_[o];
-            const int32_t more = quads->bias[o] - channel.sum_bias - balances_[o * classes + c];
-            quads->odd.push_back(uint8_t(more & 1));
-            const int32_t constant = -1 - channel.negative - more / 2;
-            for (int32_t k = 0; k < channel.planes; ++k)
-                quads->constants.push_back(-(constant >> k & 1));
-        }
-}
-
 bool BitConv::pool_sums(int64_t pool_h, int64_t pool_w, const View& output,
                         BitConvTask* task) const {
     constexpr int64_t kMaxWindow = 16;  // kMaxPositions of the kernels
@@ -323,6 +226,10 @@ BitConvTask BitConv::task(const KernelTable& kernels, const View& input, const V
     if (quads) {
         t.quads = quads->words.data();
         t.ordered = quads->ordered.data();
+        t.sums = quads->sums.data();
+        t.groups = quads->groups.data();
+        t.uses = quads->uses.data();
+        t.shared_vectors = quads->shared_vectors;
         t.quad_constants = quads->constants.data();
         t.quad_residual_constants = quads->residual_constants.data();
         t.class_constants = quads->class_constants;

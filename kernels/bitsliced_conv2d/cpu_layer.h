@@ -13,12 +13,17 @@
 
 namespace mpt {
 
+struct SharedGroup;
+
 // Integer thresholds per output channel: bit = (S <= t) if flip else (S >= t).
 struct Thresholds {
     std::vector<int32_t> threshold;
     std::vector<uint8_t> flip;
     std::vector<int32_t> residual;  // used where the residual's bit is 1; empty: no residual
 };
+
+// Planes for n taps: signed counts from -n - 1 to n must fit; rounded up to a compiled kernel.
+int32_t planes_for(int64_t taps);
 
 class BitConv {
    public:
@@ -33,6 +38,9 @@ class BitConv {
     int64_t taps_of(int64_t output) const {
         return channels_[output].negative + channels_[output].positive;
     }
+    // Additions of taps that a vector of results takes where a pixel is one vector, which is fewer than taps
+    // where channels share sums: an estimate.
+    double additions() const;
     // True if every sum fits 16 bits.
     bool short_sums() const;
     // Makes a task for sums one for their maxima over windows that do not overlap, written to `output`;
@@ -58,6 +66,10 @@ class BitConv {
     struct Quads {
         std::vector<uint64_t> words;
         std::vector<QuadChannel> ordered;
+        std::vector<QuadSum> sums;
+        std::vector<QuadGroup> groups;
+        std::vector<QuadUse> uses;
+        int64_t shared_vectors = 0;
         std::vector<int32_t> constants, residual_constants, bias;
         std::vector<uint8_t> odd;
         int64_t class_constants;
@@ -66,8 +78,12 @@ class BitConv {
         int64_t channel, row, column, phase;  // phase: between columns that differ mod stride
     };
     bool staged(const KernelTable& kernels, int64_t words) const;
+    class QuadWriter;
     // Of whole vectors; null where their numbers do not fit.
     const Quads* quads(const Strides& strides) const;
+    std::vector<int32_t> quad_order() const;
+    QuadChannel& append_channel(int32_t output, Quads* quads) const;
+    void write_group(const QuadWriter& writer, const SharedGroup& group, Quads* quads) const;
     View stage_view(char* stage, int64_t words) const;
     void fill_stage(const View& input, const View& stage, int64_t words, int64_t threads) const;
     const std::vector<int32_t>& offsets(int64_t words, const Strides& strides) const;

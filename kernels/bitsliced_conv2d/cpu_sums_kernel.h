@@ -12,7 +12,6 @@ namespace mpt {
 namespace MPT_ISA {
 
 constexpr int kFields = 4 * kWords;  // groups of 16 lanes in a vector of bits
-constexpr int kMaxPositions = 16;
 
 // Planes of one position, zeros from the channel's own number on up to 8, 16 or 32.
 struct alignas(64) Planes {
@@ -22,7 +21,7 @@ struct alignas(64) Planes {
 // RAISED: from the constants that make the counts of all classes comparable.
 template <int K, bool RAISED>
 static void count_planes(const BitConvTask& t, int64_t o, const Position* positions, int64_t count,
-                         Planes* result) {
+                         const SharedPlanes& shared, Planes* result) {
     const BitChannel channel = t.channels[o];
     const uint64_t* constants = t.constants + channel.constants;  // one class: see cpu_layer
     for (int64_t i = 0; i < count; ++i) {
@@ -32,9 +31,11 @@ static void count_planes(const BitConvTask& t, int64_t o, const Position* positi
         else
             for (int k = 0; k < K; ++k) planes[k] = splat(constants[k]);
         if constexpr (kQuads)
-            if (t.quads)
+            if (t.quads) {
                 add_taps<K>(planes, t.ordered[o],
                             QuadTaps{positions[i].input, t.quads + t.ordered[o].first});
+                add_shared<K>(planes, t, t.ordered[o], shared.planes + i * t.shared_vectors);
+            }
         if (!kQuads || !t.quads) add_taps<K>(planes, channel, t.offsets, positions[i].input);
         for (int k = 0; k < K; ++k) result[i].bits[k] = planes[k];
         for (int k = K; k < (K <= 8 ? 8 : K <= 16 ? 16 : 32); ++k) result[i].bits[k] = Bits{};
@@ -43,9 +44,11 @@ static void count_planes(const BitConvTask& t, int64_t o, const Position* positi
 
 template <bool RAISED>
 static void channel_planes(const BitConvTask& t, int64_t o, const Position* positions,
-                           int64_t count, Planes* result) {
+                           int64_t count, SharedPlanes* shared, Planes* result) {
+    if constexpr (kQuads)
+        if (t.quads) prepare_shared(t, t.ordered[o], positions, count, shared);
     const auto function = MPT_BY_PLANES(count_planes, RAISED, t.channels[o].planes);
-    function(t, o, positions, count, result);
+    function(t, o, positions, count, *shared, result);
 }
 
 template <int SHIFT>
@@ -220,6 +223,7 @@ MPT_INLINE void take_larger(Bits* planes, const Bits* other, int32_t count) {
 static void pooled_sums(const BitConvTask& t, int64_t row, int64_t begin, int64_t end) {
     Position positions[kMaxPositions];
     Planes planes[kMaxPositions];
+    SharedPlanes shared;
     const auto count = int32_t(t.pool_h * t.pool_w);
     for (int64_t word = 0; word < t.end_word; word += kWords) {
         const int64_t x = word / kWords;  // a pixel is a vector
@@ -234,9 +238,10 @@ static void pooled_sums(const BitConvTask& t, int64_t row, int64_t begin, int64_
         for (int32_t i = 0; i < count; ++i)
             set_position(conv, row * t.pool_h + i / t.pool_w, (x * t.pool_w + i % t.pool_w) * kWords,
                          &positions[i]);
+        shared.group = -1;
         for (int64_t o = begin; o < end; ++o) {
             prefetch_ahead(t, o - begin, end - begin, positions + count - t.pool_w, t.pool_w);
-            channel_planes<true>(t, o, positions, count, planes);
+            channel_planes<true>(t, o, positions, count, &shared, planes);
             const int32_t own = t.channels[o].planes;
             Bits most[32], other[32];  // plane 0 is the odd one
             for (int32_t k = own + 1; k < 16; ++k) most[k] = Bits{};
@@ -264,12 +269,14 @@ static void bit_conv_sums(const BitConvTask& t, int64_t row, int64_t begin, int6
     Position positions[kMaxPositions];
     Place places[kMaxPositions];
     Planes planes[kMaxPositions];
+    SharedPlanes shared;
     const int64_t block = positions_together(t);
     for (int64_t word = 0; word < t.end_word; word += block * kWords) {
         const int64_t count = set_positions(t, row, word, block, positions, places);
+        shared.group = -1;
         for (int64_t o = begin; o < end; ++o) {
             prefetch_ahead(t, o - begin, end - begin, positions, count);
-            channel_planes<false>(t, o, positions, count, planes);
+            channel_planes<false>(t, o, positions, count, &shared, planes);
             char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
             for (int64_t i = 0; i < count; ++i) {
                 int32_t offsets[kWords];
@@ -362,15 +369,17 @@ static void bit_conv_pair(const BitPairTask& t, int64_t row, int64_t begin, int6
     Position first[kMaxPositions], second[kMaxPositions];
     Place first_places[kMaxPositions], second_places[kMaxPositions];
     Planes first_planes[kMaxPositions], second_planes[kMaxPositions];
+    SharedPlanes first_shared, second_shared;
     const int64_t block = positions_together(t.first);
     for (int64_t word = 0; word < t.first.end_word; word += block * kWords) {
         const int64_t count = set_positions(t.first, row, word, block, first, first_places);
         set_positions(t.second, row, word, block, second, second_places);
+        first_shared.group = second_shared.group = -1;
         for (int64_t o = begin; o < end; ++o) {
             prefetch_ahead(t.first, o - begin, end - begin, first, count);
             prefetch_ahead(t.second, o - begin, end - begin, second, count);
-            channel_planes<false>(t.first, o, first, count, first_planes);
-            channel_planes<false>(t.second, o, second, count, second_planes);
+            channel_planes<false>(t.first, o, first, count, &first_shared, first_planes);
+            channel_planes<false>(t.second, o, second, count, &second_shared, second_planes);
             char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
             const SumsRule& rule = t.rules[o];
             for (int64_t i = 0; i < count; ++i) {

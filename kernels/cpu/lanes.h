@@ -86,6 +86,15 @@ MPT_INLINE Bits majority(Bits a, Bits b, Bits c, Bits s) {
 #endif
 }
 
+// What the next bit of a - b - c has to lend.
+MPT_INLINE Bits borrow(Bits a, Bits b, Bits c) {
+#if MPT_VECTOR_BYTES == 64
+    return (Bits)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x8e);
+#else
+    return (b & c) | (~a & (b | c));
+#endif
+}
+
 // a where mask is 1, b where it is 0.
 MPT_INLINE Bits choose(Bits mask, Bits a, Bits b) {
 #if MPT_VECTOR_BYTES == 64

@@ -55,7 +55,28 @@ struct QuadChannel {
     int32_t constants;  // into each class's
     int32_t flip;
     int32_t output;
+    int32_t group;                // whose sums it adds; -1: none
+    int32_t first_use, end_use;   // of QuadUse
 };
+
+// A sum of taps that several channels add: `negative` then `positive` words. Its planes, the highest of
+// which is the sign, are kept from vector `place` on until the last of these channels.
+struct QuadSum {
+    int64_t first;
+    int32_t negative, positive;
+    int32_t planes, place;
+};
+struct QuadGroup {
+    int32_t first, end;  // of QuadSum
+};
+struct QuadUse {
+    int32_t place;
+    int16_t planes;
+    int16_t negative;  // subtracted
+};
+
+// The most planes of a group's sums.
+constexpr int64_t kSharedVectors = 128;
 
 struct BitConvTask {
     View input;  // origin: the first tap's pixel of output (0, 0), that is inside the border
@@ -73,6 +94,10 @@ struct BitConvTask {
     // needed: [class][channels][planes].
     const uint64_t* quads;
     const QuadChannel* ordered;
+    const QuadSum* sums;
+    const QuadGroup* groups;
+    const QuadUse* uses;
+    int64_t shared_vectors;              // planes of a group's sums; 0: there are none
     const int32_t* quad_constants;
     const int32_t* quad_residual_constants;
     int64_t class_constants;             // of one class

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from mpt_fast.kernels import cpu
 from mpt_fast.runtime.program import (
     LEVELS,
     AvgPool,
@@ -83,8 +84,19 @@ def _bit_visits(
     vectors = result.height * math.ceil(result.width * words / block.words)
     span = width if words < block.words else 1  # pixels read for one vector, per kernel row
     slice_bytes = 8 * inputs * height * (words * width if span == 1 else block.words + width)
-    adds = step.taps.kept * vectors
+    # Vectors of a whole pixel are counted with sums that channels have in common.
+    shared = words == block.words == 8
+    adds = (_additions(step) if shared else step.taps.kept) * vectors
     return outputs * vectors, adds, adds * _beyond(slice_bytes, _L1)
+
+
+def _additions(step: Conv | ConvSign | ConvAffine) -> float:
+    taps = step.taps
+    return float(
+        cpu.engine().bitsliced_conv2d_additions(
+            taps.indptr, taps.index, taps.value, taps.shape, step.groups
+        )
+    )
 
 
 def _bit_sign(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:

@@ -1,0 +1,85 @@
+// Sums that several channels of a bit-sliced convolution add: see cpu_shared.h.
+#pragma once
+
+#include "bitsliced_conv2d/cpu_adders.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+// The planes of one group's sums: of a position behind those of the one before.
+struct SharedPlanes {
+    int32_t group = -1;
+    alignas(sizeof(Bits)) Bits planes[kMaxPositions * kSharedVectors];
+};
+
+template <int K, bool>
+static void shared_sum(const BitConvTask& t, const QuadSum& sum, const Position* positions,
+                       int64_t count, Bits* to) {
+    const uint64_t* quads = t.quads + sum.first;
+    to += sum.place;
+    int64_t i = 0;
+    // They begin at -1, for P - N - 1 - c is to become P - N.
+    if constexpr (K <= kPixelsPlanes)
+        for (; i + 1 < count; i += 2, to += 2 * t.shared_vectors) {
+            Pixels planes[K];
+            for (int k = 0; k < K; ++k) planes[k] = {~Bits{}, ~Bits{}};
+            add_taps<K>(planes, sum,
+                        PixelsQuadTaps{positions[i].input, positions[i + 1].input, quads});
+            for (int k = 0; k < K; ++k) {
+                to[k] = planes[k].first;
+                to[t.shared_vectors + k] = planes[k].second;
+            }
+        }
+    for (; i < count; ++i, to += t.shared_vectors) {
+        Bits planes[K];
+        for (int k = 0; k < K; ++k) planes[k] = ~Bits{};
+        add_taps<K>(planes, sum, QuadTaps{positions[i].input, quads});
+        for (int k = 0; k < K; ++k) to[k] = planes[k];
+    }
+}
+
+// Computes the sums that `channel` adds, if they are not there yet.
+MPT_INLINE void prepare_shared(const BitConvTask& t, const QuadChannel& channel,
+                               const Position* positions, int64_t count, SharedPlanes* shared) {
+    if (channel.group == shared->group) return;
+    shared->group = channel.group;
+    const QuadGroup group = t.groups[channel.group];
+    for (int32_t s = group.first; s < group.end; ++s) {
+        const auto function = MPT_BY_PLANES(shared_sum, false, t.sums[s].planes);
+        function(t, t.sums[s], positions, count, shared->planes);
+    }
+}
+
+// Plane of a sum at one position, or at two that are `next` vectors apart.
+MPT_INLINE void load_plane(const Bits* from, int64_t, Bits* plane) { *plane = *from; }
+MPT_INLINE void load_plane(const Bits* from, int64_t next, Pixels* plane) {
+    *plane = {from[0], from[next]};
+}
+
+// Adds or subtracts a number of fewer planes, the highest of which is its sign.
+template <int K, bool NEGATIVE, class V>
+MPT_INLINE void add_number(V* planes, const Bits* number, int32_t bits, int64_t next) {
+    V plane = {}, carry = {};
+    for (int k = 0; k < K; ++k) {
+        if (k < kLeastPlanes || k < bits) load_plane(number + k, next, &plane);
+        const V old = planes[k];
+        planes[k] = sum(old, plane, carry);
+        carry = NEGATIVE ? borrow(old, plane, carry) : majority(old, plane, carry, planes[k]);
+    }
+}
+
+// `sums` are those of the position, or of the first of two.
+template <int K, class V>
+MPT_INLINE void add_shared(V* planes, const BitConvTask& t, const QuadChannel& channel,
+                           const Bits* sums) {
+    for (int32_t i = channel.first_use; i < channel.end_use; ++i) {
+        const QuadUse use = t.uses[i];
+        if (use.negative)
+            add_number<K, true>(planes, sums + use.place, use.planes, t.shared_vectors);
+        else
+            add_number<K, false>(planes, sums + use.place, use.planes, t.shared_vectors);
+    }
+}
+
+}  // namespace MPT_ISA
+}  // namespace mpt
