@@ -11,9 +11,14 @@ from mpt_fast.kernels import cpu
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
 
 BATCHES = (513,)  # a block of 512 images and another
-# Outputs, input channels and density where groups of 2, 3 and 4 channels are the cheapest, and where
-# wider patterns of signs than pairs have sums of their own; the last group has fewer channels.
-CASES = {"2": (7, 160, 0.6), "3": (10, 300, 0.7), "pairs of 4": (9, 500, 0.35), "4": (11, 160, 1.0)}
+# Outputs, input channels and density where groups of 2, 3 and 4 channels are the cheapest, of 4 by
+# pairs and as a whole; the last group has fewer channels.
+CASES = {
+    "2": (7, 160, 0.6),
+    "3": (10, 300, 0.7),
+    "pairs of 4": (9, 500, 0.35),
+    "4": (11, 160, 1.0),
+}
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
