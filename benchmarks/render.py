@@ -227,7 +227,7 @@ def _roofline(found: dict[str, Any], folder: str) -> list[str]:
         + ", ".join(f"{size >> 10} KiB {rate / 1e9:.2f}" for size, rate in sorted(sizes.items()))
         + ". A cell is kept taps times vectors per second, in 10⁹, and its share of the smaller of "
         "the load limit for its slice of the input and the rate of adders that load. Where output "
-        "channels share sums (`bitsliced_conv2d/cpu_shared.h`), fewer additions than taps are made.",
+        "channels share sums of taps (`cpu_shared.h`), fewer additions than taps are made.",
         "",
         f"![roofline]({folder}/roofline.png)",
         "",
