@@ -297,6 +297,10 @@ void Program::plan_buffers() {
     }
     arena_unit_ = place(sizes, last_uses, &offsets);
     for (size_t id = 0; id < values_.size(); ++id) values_[id].offset = offsets[id];
+    ends_.assign(values_.size(), 0);
+    for (size_t id = 0; id < values_.size(); ++id)
+        for (size_t at = id; at < values_.size() && int(at) <= last_uses[id]; ++at)
+            ends_[at] = std::max(ends_[at], offsets[id] + sizes[id]);
 
     last_uses_.resize(values_.size());  // nothing is shared there: see FlattenStep
     for (int id = 0; id < int(values_.size()); ++id) last_uses_[id] = id;
@@ -409,15 +413,18 @@ int64_t Program::block_lanes(int64_t images) const {
     return lanes;
 }
 
-int64_t Program::stage_bytes(int64_t lanes) const {
-    int64_t most = 0;
-    for (const ImageStep* step : image_steps_)
-        if (step) most = std::max(most, step->stage_bytes(kernels_, lanes));
-    return most;
+int64_t Program::values_end(int value, int64_t lanes) const {
+    return ends_[size_t(value)] * (lanes / kGroup);
 }
 
-int64_t Program::arena_bytes(int64_t lanes) const {
-    return arena_unit_ * (lanes / kGroup) + stage_bytes(lanes) + kSlack;
+// A step's stage lies behind the values alive just then: where these are few, where larger ones lay.
+int64_t Program::arena_bytes(int64_t lanes, int64_t threads) const {
+    int64_t most = arena_unit_ * (lanes / kGroup);
+    for (size_t s = 0; s < image_steps_.size(); ++s)
+        if (image_steps_[s])
+            most = std::max(most, values_end(int(s) + 1, lanes) +
+                                      image_steps_[s]->stage_bytes(kernels_, lanes, threads));
+    return most + kSlack;
 }
 
 void Program::need_finished() const {

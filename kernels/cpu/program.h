@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/dispatch.h"
 #include "cpu/step.h"
 
@@ -89,8 +90,9 @@ class Program {
     bool any_of_kind(Kind kind) const;
     bool levels() const;
     void choose_lanes();
-    int64_t stage_bytes(int64_t lanes) const;
-    int64_t arena_bytes(int64_t lanes) const;
+    // Where the values alive at the step that makes `value` end, for a block of so many lanes.
+    int64_t values_end(int value, int64_t lanes) const;
+    int64_t arena_bytes(int64_t lanes, int64_t threads) const;
     // Run the first images of a batch of `left` and return how many.
     template <class In, class Out>
     int64_t run_images(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
@@ -115,18 +117,11 @@ class Program {
     std::vector<float> pixels_;
     int output_ = -1;
     int64_t lanes_ = 0, arena_unit_ = 0;
+    std::vector<int64_t> ends_;  // of the values alive when each is made, per 16 lanes
     std::vector<int> last_uses_;  // of every value, with pixels in the lanes
     // There, of every value: whether an image alone needs one lane of each channel only.
     std::vector<bool> single_lanes_;
 
-    struct Arena {
-        explicit Arena(int64_t size);
-        ~Arena();
-        Arena(const Arena&) = delete;
-        Arena& operator=(const Arena&) = delete;
-        int64_t bytes;
-        char* data;
-    };
     mutable std::mutex mutex_;  // guards the two below
     mutable std::unique_ptr<Arena> spare_;
     mutable std::vector<double> times_;
