@@ -21,11 +21,11 @@ constexpr int64_t kGroup = 16;
 
 // A value of one block of lanes. Bits are [H + 2*border][C + 1][W + 2*border][words] of 64 lanes, or
 // [H + 2*border][W + 2*border][C + 1][words] of whole_vectors: what the taps of an output read lies
-// close together, and the last channel holds zeros. Levels are
-// [C][H + 2*border][W + 2*border][lanes]; all other kinds are
-// [lanes/16][C][H + 2*border][W + 2*border][16]. Of either, C comes behind W where code made from the taps
-// reads them. `origin` is pixel (0, 0) of channel 0, inside the
-// border, and the border holds zeros.
+// close together, and the last channel holds zeros. Levels are [C][border + H][border + W][lanes]; all
+// other kinds are [lanes/16][C][border + H][border + W][16]. Of either, C comes behind W where code made
+// from the taps reads them; the border above a channel is the one below that before it, the border
+// beside a row the one of the row before it, and one border more lies behind the last. `origin` is
+// pixel (0, 0) of channel 0, inside the border, and the border holds zeros.
 struct View {
     char* origin;
     int64_t channels, height, width;
