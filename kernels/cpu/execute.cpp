@@ -67,7 +67,7 @@ int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* ar
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;
         const int id = int(s) + 1;
-        context.stage = arena + values_end(id, lanes);
+        context.stage = arena + stage(s, lanes, threads).begin;
         image_steps_[s]->make_ready(context, id);
         const Stopwatch watch(&(*times)[s]);
         const View view = context.view(id);
