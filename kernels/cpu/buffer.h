@@ -1,4 +1,4 @@
-// Zeroed, aligned memory for one value of a block of lanes.
+// Aligned memory.
 #pragma once
 
 #include <algorithm>
@@ -9,25 +9,31 @@
 
 namespace mpt {
 
-// Images lane by lane, starting with zeros so that borders need no further care.
+// Of any content.
+struct Arena {
+    explicit Arena(int64_t size)
+        : bytes(size), data(static_cast<char*>(::operator new(size_t(size), std::align_val_t{64}))) {}
+    ~Arena() { ::operator delete(data, std::align_val_t{64}); }
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+    int64_t bytes;
+    char* data;
+};
+
+// For one value of a block of lanes: images lane by lane, starting with zeros so that borders need no
+// further care.
 class Buffer {
    public:
     Buffer(const Layout& layout, int64_t lanes)
-        : layout_(layout),
-          lanes_(lanes),
-          data_(static_cast<char*>(
-              ::operator new(size_t(layout.bytes(lanes) + kSlack), std::align_val_t{64}))) {
-        std::fill_n(data_, layout.bytes(lanes) + kSlack, char{0});
+        : layout_(layout), lanes_(lanes), memory_(layout.bytes(lanes) + kSlack) {
+        std::fill_n(memory_.data, memory_.bytes, char{0});
     }
-    ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    View view() const { return layout_.view(data_, lanes_); }
+    View view() const { return layout_.view(memory_.data, lanes_); }
 
    private:
     Layout layout_;
     int64_t lanes_;
-    char* data_;
+    Arena memory_;
 };
 
 }  // namespace mpt

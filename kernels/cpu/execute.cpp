@@ -1,6 +1,5 @@
 // Running a finished program.
 #include <chrono>
-#include <new>
 
 #include "cpu/parallel.h"
 #include "cpu/program.h"
@@ -24,11 +23,6 @@ class Stopwatch {
 };
 
 }  // namespace
-
-Program::Arena::Arena(int64_t size)
-    : bytes(size), data(static_cast<char*>(::operator new(size_t(size), std::align_val_t{64}))) {}
-
-Program::Arena::~Arena() { ::operator delete(data, std::align_val_t{64}); }
 
 template <class In>
 void Program::load_block(const In* x, int64_t images, const StepContext& context) const {
@@ -67,17 +61,13 @@ template <class In, class Out>
 int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
                             std::vector<double>* times) const {
     const int64_t lanes = block_lanes(left), count = std::min(lanes, left);
-    const StepContext context = {kernels_,
-                                 values_,
-                                 arena,
-                                 arena + arena_unit_ * (lanes / kGroup),
-                                 lanes,
-                                 (count + kGroup - 1) / kGroup,
-                                 threads};
+    StepContext context = {kernels_, values_, arena, nullptr, lanes, (count + kGroup - 1) / kGroup,
+                           threads};
     load_block(x, count, context);
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;
         const int id = int(s) + 1;
+        context.stage = arena + stage(s, lanes, threads).begin;
         image_steps_[s]->make_ready(context, id);
         const Stopwatch watch(&(*times)[s]);
         const View view = context.view(id);
@@ -121,7 +111,7 @@ int64_t Program::bytes_for(int64_t images, int64_t threads) const {
         const bool pixels = uses_pixels(left);
         const int64_t count = std::min(left, pixels ? kPixelBlock : block_lanes(left));
         most = std::max(most, pixels ? pixel_bytes(count, threads)
-                                     : arena_bytes(block_lanes(left)));
+                                     : arena_bytes(block_lanes(left), threads));
         left -= count;
     }
     return most;

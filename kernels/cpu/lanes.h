@@ -257,6 +257,18 @@ MPT_INLINE void finish_lanes(typename Vector<T>::type* v, Operation operation, c
     }
 }
 
+// 1 in every lane of a vector of reals; -1 where `odd` is odd. Made from bits, not looked up: loops over
+// taps have all the loads already that a processor can do.
+template <class V>
+MPT_INLINE V sign_lanes(uint32_t odd) {
+    if constexpr (sizeof(V{}[0]) == sizeof(float)) {
+        return (V)(I32{} + int32_t(0x3f800000 | odd << 31));
+    } else {
+        typedef int64_t I64 __attribute__((vector_size(sizeof(V))));
+        return (V)(I64{} + int64_t(0x3ff0000000000000 | uint64_t{odd} << 63));
+    }
+}
+
 // sum + value * sign with signs of -1 and 1: the product is exact, so that one rounding is as good as two.
 MPT_INLINE F32 add_signed(F32 sum, F32 value, F32 sign) {
 #if MPT_VECTOR_BYTES == 64

@@ -43,27 +43,26 @@ Shape pooled_shape(const Shape& in, const PoolShape& p) {
 }
 
 // Gives every buffer its place: the lowest gap left by those alive at the same time. Buffer i lives
-// from i to last_uses[i]; one of no bytes has no place. Returns the bytes of all together.
+// from i to last_uses[i]; one of no bytes has no place. Returns the bytes of all together. `lives`: of
+// each, those alive when it is made.
 int64_t place(const std::vector<int64_t>& sizes, const std::vector<int>& last_uses,
-              std::vector<int64_t>* offsets) {
-    struct Slot {
-        int64_t begin, end;
-        int last_use;
-    };
+              std::vector<int64_t>* offsets, std::vector<std::vector<Slot>>* lives = nullptr) {
     std::vector<Slot> alive;  // by address
     int64_t total = 0;
     offsets->assign(sizes.size(), 0);
     for (int id = 0; id < int(sizes.size()); ++id) {
-        if (sizes[id] == 0) continue;
         alive.erase(std::remove_if(alive.begin(), alive.end(),
                                    [id](const Slot& slot) { return slot.last_use < id; }),
                     alive.end());
-        int64_t at = 0;
-        auto slot = alive.begin();
-        for (; slot != alive.end() && slot->begin - at < sizes[id]; ++slot) at = slot->end;
-        (*offsets)[id] = at;
-        alive.insert(slot, Slot{at, at + sizes[id], last_uses[id]});
-        total = std::max(total, at + sizes[id]);
+        if (sizes[id] > 0) {
+            int64_t at = 0;
+            auto slot = alive.begin();
+            for (; slot != alive.end() && slot->begin - at < sizes[id]; ++slot) at = slot->end;
+            (*offsets)[id] = at;
+            alive.insert(slot, Slot{at, at + sizes[id], last_uses[id]});
+            total = std::max(total, at + sizes[id]);
+        }
+        if (lives) lives->push_back(alive);
     }
     return total;
 }
@@ -295,7 +294,7 @@ void Program::plan_buffers() {
         sizes.push_back(stored ? unit_bytes(values_[id].layout) : 0);
         last_uses.push_back(values_[id].last_use);
     }
-    arena_unit_ = place(sizes, last_uses, &offsets);
+    arena_unit_ = place(sizes, last_uses, &offsets, &lives_);
     for (size_t id = 0; id < values_.size(); ++id) values_[id].offset = offsets[id];
 
     last_uses_.resize(values_.size());  // nothing is shared there: see FlattenStep
@@ -409,15 +408,22 @@ int64_t Program::block_lanes(int64_t images) const {
     return lanes;
 }
 
-int64_t Program::stage_bytes(int64_t lanes) const {
-    int64_t most = 0;
-    for (const ImageStep* step : image_steps_)
-        if (step) most = std::max(most, step->stage_bytes(kernels_, lanes));
-    return most;
+Program::Stage Program::stage(size_t step, int64_t lanes, int64_t threads) const {
+    int64_t bytes = image_steps_[step]->stage_bytes(kernels_, lanes, threads);
+    if (bytes > 0) bytes += kSlack;
+    int64_t at = 0;
+    for (const Slot& slot : lives_[step + 1]) {
+        if (slot.begin * (lanes / kGroup) - at >= bytes) break;
+        at = slot.end * (lanes / kGroup);
+    }
+    return {at, at + bytes};
 }
 
-int64_t Program::arena_bytes(int64_t lanes) const {
-    return arena_unit_ * (lanes / kGroup) + stage_bytes(lanes) + kSlack;
+int64_t Program::arena_bytes(int64_t lanes, int64_t threads) const {
+    int64_t most = arena_unit_ * (lanes / kGroup);
+    for (size_t s = 0; s < image_steps_.size(); ++s)
+        if (image_steps_[s]) most = std::max(most, stage(s, lanes, threads).end);
+    return most + kSlack;
 }
 
 void Program::need_finished() const {

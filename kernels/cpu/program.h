@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/dispatch.h"
 #include "cpu/step.h"
 
@@ -18,6 +19,12 @@ constexpr int64_t kPixelBlock = 16;  // images at a time with pixels in the lane
 // Which way a program runs a batch: images or pixels in the lanes, or whichever suits its size.
 // The last three: pixels, and one kernel in every convolution of bits that has it.
 enum class LaneLayout { kAuto, kImages, kPixels, kSliced, kLookups, kWords };
+
+// Where a buffer lies, in bytes per 16 lanes, and until which value is made.
+struct Slot {
+    int64_t begin, end;
+    int last_use;
+};
 
 // Built step by step, then finished, then run from any number of threads at once. Every method
 // throws std::invalid_argument on inconsistent input; after a throw the program is unchanged.
@@ -89,8 +96,12 @@ class Program {
     bool any_of_kind(Kind kind) const;
     bool levels() const;
     void choose_lanes();
-    int64_t stage_bytes(int64_t lanes) const;
-    int64_t arena_bytes(int64_t lanes) const;
+    // A step's stage for a block of so many lanes: the lowest gap between the values alive just then.
+    struct Stage {
+        int64_t begin, end;
+    };
+    Stage stage(size_t step, int64_t lanes, int64_t threads) const;
+    int64_t arena_bytes(int64_t lanes, int64_t threads) const;
     // Run the first images of a batch of `left` and return how many.
     template <class In, class Out>
     int64_t run_images(const In* x, int64_t left, int64_t threads, char* arena, Out* y,
@@ -115,18 +126,11 @@ class Program {
     std::vector<float> pixels_;
     int output_ = -1;
     int64_t lanes_ = 0, arena_unit_ = 0;
+    std::vector<std::vector<Slot>> lives_;  // of each value those alive when it is made, by address
     std::vector<int> last_uses_;  // of every value, with pixels in the lanes
     // There, of every value: whether an image alone needs one lane of each channel only.
     std::vector<bool> single_lanes_;
 
-    struct Arena {
-        explicit Arena(int64_t size);
-        ~Arena();
-        Arena(const Arena&) = delete;
-        Arena& operator=(const Arena&) = delete;
-        int64_t bytes;
-        char* data;
-    };
     mutable std::mutex mutex_;  // guards the two below
     mutable std::unique_ptr<Arena> spare_;
     mutable std::vector<double> times_;

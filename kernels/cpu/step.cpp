@@ -56,7 +56,7 @@ BitConvStep::BitConvStep(int source, int residual, const Geometry& geometry, con
       lookups_(conv_, signs_),
       words_(conv_, signs_) {}
 
-int64_t BitConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes) const {
+int64_t BitConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t) const {
     return conv_.stage_bytes(kernels, lanes / 64);
 }
 
@@ -84,6 +84,10 @@ const RealPixels& RealConvStep::pixels(const KernelTable& kernels, Kind output) 
     return *pixels_;
 }
 
+int64_t RealConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const {
+    return conv_.stage_bytes(kernels, lanes, threads);
+}
+
 void RealConvStep::make_ready(const StepContext& context, int output) const {
     conv_.make_ready(context.kernels, context.view(sources_[0]), context.view(output),
                      residual_view(context, sources_));
@@ -91,7 +95,7 @@ void RealConvStep::make_ready(const StepContext& context, int output) const {
 
 void RealConvStep::run(const StepContext& context, int output) const {
     conv_.run(context.kernels, context.view(sources_[0]), context.view(output),
-              residual_view(context, sources_), context.active, context.threads);
+              residual_view(context, sources_), context.active, context.threads, context.stage);
 }
 
 bool RealConvStep::gives_signs() const {
@@ -199,6 +203,11 @@ std::unique_ptr<ImageStep> PoolStep::reading(int source) const {
     return std::make_unique<PoolStep>(source, shape_, average_, flips_);
 }
 
+int64_t PooledConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes,
+                                    int64_t threads) const {
+    return conv_.conv().stage_bytes(kernels, lanes, threads, true);
+}
+
 void PooledConvStep::make_ready(const StepContext& context, int output) const {
     conv_.conv().make_ready(context.kernels, context.view(sources_[0]), context.view(output),
                             View{}, true);
@@ -206,7 +215,7 @@ void PooledConvStep::make_ready(const StepContext& context, int output) const {
 
 void PooledConvStep::run(const StepContext& context, int output) const {
     conv_.conv().run(context.kernels, context.view(sources_[0]), context.view(output), View{},
-                     context.active, context.threads, true);
+                     context.active, context.threads, context.stage, true);
 }
 
 BitPairStep::BitPairStep(const BitConvStep& first, const BitConvStep& second,
@@ -215,7 +224,7 @@ BitPairStep::BitPairStep(const BitConvStep& first, const BitConvStep& second,
       combine_(combine),
       pair_(first.conv(), second.conv(), pair_formula(combine)) {}
 
-int64_t BitPairStep::stage_bytes(const KernelTable& kernels, int64_t lanes) const {
+int64_t BitPairStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t) const {
     return pair_.stage_bytes(kernels, lanes / 64);
 }
 
@@ -230,10 +239,10 @@ SumsStep::SumsStep(const CombineStep& combine, std::vector<Branch> branches)
     for (const Branch& branch : branches_) sources_.push_back(branch.source);
 }
 
-int64_t SumsStep::stage_bytes(const KernelTable& kernels, int64_t lanes) const {
+int64_t SumsStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const {
     int64_t total = 0;
     for (const Branch& branch : branches_)
-        if (branch.conv) total += branch.conv->stage_bytes(kernels, lanes);
+        if (branch.conv) total += branch.conv->stage_bytes(kernels, lanes, threads);
     return total;
 }
 
@@ -256,7 +265,7 @@ void SumsStep::run(const StepContext& context, int output) const {
             part.sums = branch.sums.view(nullptr, context.lanes);
             part.conv = branch.conv->conv().task(context.kernels, part.values, part.sums, View{},
                                                  words, active, context.threads, stage);
-            stage += branch.conv->stage_bytes(context.kernels, context.lanes);
+            stage += branch.conv->stage_bytes(context.kernels, context.lanes, context.threads);
             part.rows = 1;
             const PoolShape* pool = branch.pool ? &branch.pool->shape() : nullptr;
             const bool apart = pool && !branch.pool->average() && pool->kernel == pool->stride &&

@@ -68,7 +68,8 @@ class ImageStep {
     virtual ~ImageStep() = default;
     // Called once the borders of all values are known.
     virtual void prepare(const std::vector<Value>&) {}
-    virtual int64_t stage_bytes(const KernelTable&, int64_t) const { return 0; }
+    // Of StepContext::stage, for a block of so many lanes and so many threads.
+    virtual int64_t stage_bytes(const KernelTable&, int64_t, int64_t) const { return 0; }
     // Makes what every run needs and the first finds missing, which is no part of a run's time.
     virtual void make_ready(const StepContext&, int) const {}
     virtual void run(const StepContext& context, int output) const = 0;
@@ -98,7 +99,7 @@ class BitConvStep : public Step {
    public:
     BitConvStep(int source, int residual, const Geometry& geometry, const Taps& taps,
                 const Thresholds* thresholds);
-    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes) const override;
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
     void run(const StepContext& context, int output) const override;
     int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
     void run_pixels(const PixelContext& context, int output) const override;
@@ -121,6 +122,7 @@ class RealConvStep : public Step {
     RealConvStep(int source, int residual, const Geometry& geometry, const Taps& taps,
                  Affine affine);
     void prepare(const std::vector<Value>& values) override;
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
     void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
     int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
@@ -203,6 +205,7 @@ class PooledConvStep : public ImageStep {
    public:
     // `conv` must outlive this.
     explicit PooledConvStep(const RealConvStep& conv) : ImageStep(conv.sources()), conv_(conv) {}
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
     void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
 
@@ -215,7 +218,7 @@ class BitPairStep : public ImageStep {
    public:
     // All three must outlive this, and `combine` know that it reads the sums of the others.
     BitPairStep(const BitConvStep& first, const BitConvStep& second, const CombineStep& combine);
-    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes) const override;
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
     void run(const StepContext& context, int output) const override;
 
    private:
@@ -237,7 +240,7 @@ class SumsStep : public ImageStep {
    public:
     // The steps joined must outlive this.
     SumsStep(const CombineStep& combine, std::vector<Branch> branches);
-    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes) const override;
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
     void run(const StepContext& context, int output) const override;
 
    private:

@@ -21,11 +21,11 @@ constexpr int64_t kGroup = 16;
 
 // A value of one block of lanes. Bits are [H + 2*border][C + 1][W + 2*border][words] of 64 lanes, or
 // [H + 2*border][W + 2*border][C + 1][words] of whole_vectors: what the taps of an output read lies
-// close together, and the last channel holds zeros. Levels are
-// [C][H + 2*border][W + 2*border][lanes]; all other kinds are
-// [lanes/16][C][H + 2*border][W + 2*border][16]. Of either, C comes behind W where code made from the taps
-// reads them. `origin` is pixel (0, 0) of channel 0, inside the
-// border, and the border holds zeros.
+// close together, and the last channel holds zeros. Levels are [C][border + H][border + W][lanes]; all
+// other kinds are [lanes/16][C][border + H][border + W][16]. Of either, C comes behind W where code made
+// from the taps reads them; the border above a channel is the one below that before it, the border
+// beside a row the one of the row before it, and one border more lies behind the last. `origin` is
+// pixel (0, 0) of channel 0, inside the border, and the border holds zeros.
 struct View {
     char* origin;
     int64_t channels, height, width;
@@ -135,9 +135,9 @@ struct BitPairTask {
     const double* formula;      // per channel scale1, shift1, scale2, shift2
 };
 
-// Taps of one output channel inside one block of input channels. Of levels those of -1 and then those
-// of +1; of reals all in their order, counted as positive, where the lowest bit of an offset says that
-// the tap is -1.
+// Taps of one output channel inside one block of input channels, with pixels in the lanes. Of levels
+// those of -1 and then those of +1; of reals all in their order, counted as positive, where the lowest bit
+// of an offset says that the tap is -1.
 struct RealRun {
     int64_t first;
     int32_t negative, positive;
@@ -149,6 +149,9 @@ enum class Drain : uint8_t { kNone, kFirst, kMore };
 // The taps of one sign whose sum of levels 16 bits hold, with as many of the other sign.
 constexpr int64_t kLevelTaps = 128;
 
+// Places that a 0 among the bytes of taps passes by: see cpu_tap_bytes.h.
+constexpr int64_t kFarPlaces = 127;
+
 // Images that meet in one pixel of levels; their values fill 64 bytes.
 constexpr int64_t kLevelLanes = 32;
 
@@ -156,14 +159,19 @@ struct RealConvTask {
     View input;  // origin as in BitConvTask
     View output;
     View residual;
-    const int32_t* offsets;
-    const void* weights;      // of the input's kind, or null for sign-only taps
-    const RealRun* runs;      // [blocks][channels]
+    // Bytes of taps as in cpu_tap_bytes.h, run by run. A run is what one output channel has in one block of
+    // input channels; of levels there are two, of -1 and of +1, both without signs. A place is an input
+    // channel of the block and a position in the kernel.
+    const uint8_t* taps;
+    const uint32_t* starts;   // [blocks][channels], of levels [2]: of each run, and the end of the last
+    const int32_t* places;    // bytes from the block's first channel to place i at [i + 1]
+    const void* weights;      // of the input's kind, one for every byte, or null for sign-only taps
     const double* scale;      // [O] or null: the plain convolution
     const double* shift;
     const double* residual_scale;
     const double* residual_shift;
-    int64_t blocks;
+    int64_t blocks, block_bytes;  // block_bytes: from one's first channel to the next's
+    int64_t group_outputs, group_bytes;  // the same from group to group of so many output channels
     int64_t in_row_step, in_pixel_step;
     Operation operation;
     bool channel_first;  // all tiles of a strip for one output channel, then the next channel

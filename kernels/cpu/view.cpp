@@ -70,8 +70,12 @@ LevelRange level_range(Kind kind, Operation operation) {
 }
 
 int64_t Layout::padded_elements() const {
-    const int64_t channels = shape.channels + (kind == Kind::kBits ? 1 : 0);
-    return channels * (shape.height + 2 * border_h) * (shape.width + 2 * border_w);
+    if (kind == Kind::kBits)
+        return (shape.channels + 1) * (shape.height + 2 * border_h) * (shape.width + 2 * border_w);
+    // One border for each row, channel or image and the next, and another behind the last.
+    const int64_t row = shape.width + border_w, above = border_h * row;
+    const int64_t behind = (by_pixels ? shape.channels : 1) * (above + border_w);
+    return shape.channels * (above + shape.height * row) + behind;
 }
 
 int64_t Layout::bytes(int64_t lanes) const {
@@ -90,7 +94,8 @@ View Layout::view(char* data, int64_t lanes, bool bits_by_pixels) const {
     v.pixel_bytes = kind == Kind::kBits ? lanes / 8
                     : is_levels(kind)   ? lanes * lane_bytes(kind)
                                         : kGroup * lane_bytes(kind);
-    const int64_t width = shape.width + 2 * border_w, element = v.pixel_bytes;
+    const int64_t borders = kind == Kind::kBits ? 2 : 1;  // of reals and levels one serves two rows
+    const int64_t width = shape.width + borders * border_w, element = v.pixel_bytes;
     const int64_t channels = shape.channels + (kind == Kind::kBits ? 1 : 0);
     if (kind == Kind::kBits ? bits_by_pixels : by_pixels) {
         v.channel_bytes = element;
@@ -101,7 +106,7 @@ View Layout::view(char* data, int64_t lanes, bool bits_by_pixels) const {
         v.row_bytes = v.channel_bytes * channels;
     } else {
         v.row_bytes = element * width;
-        v.channel_bytes = v.row_bytes * (shape.height + 2 * border_h);
+        v.channel_bytes = v.row_bytes * (shape.height + border_h);
     }
     v.by_pixels = by_pixels;
     v.group_bytes = kind == Kind::kBits ? kGroup / 8
@@ -144,18 +149,18 @@ void zero_border(const View& view, int64_t group, int64_t c) {
     }
     if (view.border_h == 0 && view.border_w == 0) return;
     if (view.by_pixels && c > 0) return;
+    // Above the channel and to the left of its rows; the next one's, or what lies behind the last, is what
+    // lies to their right and below.
     char* start = view.origin + c * view.channel_bytes - view.border_h * view.row_bytes -
                   view.border_w * view.pixel_bytes;
     if (!whole_pixels(view.kind)) start += group * view.group_bytes;
-    const size_t rows = size_t(view.border_h * view.row_bytes);
-    const size_t side = size_t(view.border_w * view.pixel_bytes);
+    const auto rows = size_t(view.border_h * view.row_bytes);
+    const auto side = size_t(view.border_w * view.pixel_bytes);
     std::memset(start, 0, rows);
-    std::memset(start + rows + view.height * view.row_bytes, 0, rows);
-    for (int64_t y = 0; y < view.height && side > 0; ++y) {
-        char* row = start + rows + y * view.row_bytes;
-        std::memset(row, 0, side);
-        std::memset(row + view.row_bytes - side, 0, side);
-    }
+    for (int64_t y = 0; y < view.height && side > 0; ++y)
+        std::memset(start + rows + y * view.row_bytes, 0, side);
+    if (view.by_pixels || c + 1 == view.channels)
+        std::memset(start + rows + view.height * view.row_bytes, 0, rows + side);
 }
 
 View band_view(char* data, const View& like, int64_t rows, int64_t channels, int64_t first_row,

@@ -186,10 +186,11 @@ py::array forward(const py::array& x, const Geometry& g, const Taps& taps,
     const View input = from.buffer.view(), output = to.buffer.view();
     RealConv conv(g, taps, Affine{});
     conv.prepare({from.kKind, g.input, g.padding[0], g.padding[1]});
+    const Arena stage(conv.stage_bytes(kernels, lanes, threads));
     for (int64_t done = 0; done < total; done += lanes) {
         const int64_t count = std::min(lanes, total - done);
         load_images(from, input, done, count, threads);
-        conv.run(kernels, input, output, View{}, (count + kGroup - 1) / kGroup, threads);
+        conv.run(kernels, input, output, View{}, (count + kGroup - 1) / kGroup, threads, stage.data);
         store_images(output, out, to.size(), done, count, threads);
     }
     return std::move(result);
@@ -228,9 +229,11 @@ py::tuple gradients(const py::array& x, const py::array& grad, const Geometry& g
         const View input = from.buffer.view(), output = back.buffer.view();
         TapSums<T> sums(g, taps, input, output, kernel);
         std::optional<RealConv> conv;
+        std::optional<Arena> stage;
         if (turned) {
             conv.emplace(turned->geometry, turned->taps, Affine{});
             conv->prepare({from.kKind, g.output, border[0], border[1]});
+            stage.emplace(conv->stage_bytes(kernels, lanes, threads));
         }
         for (int64_t done = 0; done < total; done += lanes) {
             const int64_t count = std::min(lanes, total - done);
@@ -240,7 +243,7 @@ py::tuple gradients(const py::array& x, const py::array& grad, const Geometry& g
             sums.add(groups, threads);
             if (!turned) continue;
             // Nothing needs these images any more, and the border stays as it is.
-            conv->run(kernels, output, input, View{}, groups, threads);
+            conv->run(kernels, output, input, View{}, groups, threads, stage->data);
             store_images(input, input_out, from.size(), done, count, threads);
         }
         sums.finish(tap_out);

@@ -39,6 +39,7 @@ py::array run(const py::array& x, Geometry g, const Taps& taps, const py::object
     const py::gil_scoped_release unlocked;
     const int64_t lanes = std::min(kImages, (total + kGroup - 1) / kGroup * kGroup);
     const Buffer input(in, lanes), output(out, lanes);
+    const Arena stage(conv.stage_bytes(kernels, lanes, threads));
     const View from = input.view(), to = output.view();
     const int64_t in_size = g.input.channels * g.input.height * g.input.width;
     const int64_t out_size = g.output.channels * g.output.height * g.output.width;
@@ -51,7 +52,7 @@ py::array run(const py::array& x, Geometry g, const Taps& taps, const py::object
                                std::min(kGroup, count - image), from, group,
                                item % from.channels);
         });
-        conv.run(kernels, from, to, View{}, active, threads);
+        conv.run(kernels, from, to, View{}, active, threads, stage.data);
         for_each(active * to.channels, threads, [&](int64_t item, int64_t) {
             const int64_t group = item / to.channels, image = group * kGroup;
             store_channel(to, group, item % to.channels, std::min(kGroup, count - image),

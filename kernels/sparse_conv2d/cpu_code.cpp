@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "sparse_conv2d/cpu_layer.h"
+#include "sparse_conv2d/cpu_tap_bytes.h"
 
 namespace mpt {
 namespace {
@@ -59,12 +60,11 @@ CompactTaps::CompactTaps(const Taps& taps)
     for (size_t o = 0; o + 1 < taps.indptr.size(); ++o) {
         starts_.push_back(int64_t(bytes_.size()));
         firsts_.push_back(taps.indptr[o]);
-        int32_t next = 0;
+        int32_t before = -1;
         for (int64_t i = taps.indptr[o]; i < taps.indptr[o + 1]; ++i) {
-            int32_t gap = taps.index[size_t(i)] - next;
-            for (; gap >= kFar; gap -= kFar) bytes_.push_back(kFar << 1);
-            bytes_.push_back(uint8_t(gap << 1 | (taps.signs_only && taps.sign[size_t(i)] < 0)));
-            next = taps.index[size_t(i)] + 1;
+            append_tap(taps.index[size_t(i)] - before, taps.signs_only && taps.sign[size_t(i)] < 0,
+                       &bytes_);
+            before = taps.index[size_t(i)];
         }
     }
     starts_.push_back(int64_t(bytes_.size()));

@@ -16,7 +16,7 @@
 
 namespace mpt {
 
-// The taps of a layer in about a byte each: how far it is from one to the next, and the sign.
+// The taps of a layer in about a byte each, as in cpu_tap_bytes.h.
 class CompactTaps {
  public:
     CompactTaps() = default;
@@ -47,13 +47,10 @@ class CompactTaps {
      private:
         void read() {
             while (at_ != end_) {
-                const int gap = *at_ >> 1;
+                const int step = *at_ >> 1;
                 negative_ = (*at_++ & 1) != 0;
-                index_ += gap;
-                if (gap < kFar) {
-                    ++index_;
-                    return;
-                }
+                index_ += step > 0 ? step : int32_t(kFarPlaces);
+                if (step > 0) return;
             }
             done_ = true;
         }
@@ -64,8 +61,6 @@ class CompactTaps {
     };
 
  private:
-    static constexpr int kFar = 127;  // this far on, and no tap yet
-
     int64_t count_ = 0;
     bool signs_only_ = true;
     std::vector<uint8_t> bytes_;

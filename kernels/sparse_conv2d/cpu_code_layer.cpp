@@ -56,7 +56,7 @@ void RealConv::prepare_code(const Layout& layout) {
     const int64_t blocks = (g.group_channels + block - 1) / block;
     code_shape_.block_channels = (g.group_channels + blocks - 1) / blocks;
     if (is_levels(layout.kind))
-        code_shape_.block_channels = level_block(code_shape_.block_channels);
+        code_shape_.block_channels = level_block(g, taps_, code_shape_.block_channels);
     compact_ = CompactTaps(taps_);
     taps_ = {{}, {}, {}, {}, taps_.signs_only};
     const auto entry = [](const std::vector<double>& values, int64_t o, float other) {
@@ -86,30 +86,35 @@ const TapCode& RealConv::code(const KernelTable& kernels, const RealConvTask& t)
     return *code_[ends];
 }
 
+// A band of rows passes through all parts of a block before the next block.
+int64_t RealConv::band_rows(int64_t height, int64_t width, bool pooled, bool near) const {
+    const int64_t row_sums = width * 64 * geometry_.output.channels, least = pooled ? 2 : 1;
+    return std::clamp<int64_t>(
+        std::max((near ? kNearBand : kFarBand) / row_sums, kLeastPositions / width) / least * least,
+        least, (height + least - 1) / least * least);
+}
+
+// Before there is code: as much as any might need.
+int64_t RealConv::code_stage_bytes(int64_t threads, bool pooled) const {
+    const int64_t height = rows_of(pooled), width = columns_of(pooled);
+    const int64_t sums = band_rows(height, width, pooled, false) * width * 64;
+    return sums * geometry_.output.channels * (is_levels(code_shape_.kind) ? 3 : 1) * threads;
+}
+
 void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64_t groups,
-                        int64_t threads) const {
+                        int64_t threads, char* stage) const {
     const TapCode& code = this->code(kernels, t);
     const bool levels = is_levels(t.input.kind);
     const int64_t blocks = code.blocks(), least = t.pooled ? 2 : 1;
     const int64_t outputs = geometry_.output.channels;
-
-    // A band of rows passes through all parts of a block before the next block.
     const int64_t row_sums = t.width * 64 * outputs;
-    const int64_t band_bytes = code.stays_near() ? kNearBand : kFarBand;
-    const int64_t rows = std::clamp<int64_t>(
-        std::max(band_bytes / row_sums, kLeastPositions / t.width) / least * least, least,
-        (t.height + least - 1) / least * least);
+    const int64_t rows = band_rows(t.height, t.width, t.pooled, code.stays_near());
     const int64_t bands = (t.height + rows - 1) / rows;
     const int64_t shares = code.shares(bands * groups, threads);
     bool drained = false;
     for (int64_t p = 0; p < code.parts(); ++p) drained = drained || code.drained_in(p);
     const int64_t sums_bytes = rows * row_sums, wide_bytes = drained ? 2 * sums_bytes : 0;
     const int64_t thread_bytes = sums_bytes + wide_bytes;
-    // Not a vector: what nothing reads before it is written need not be cleared.
-    const std::unique_ptr<char[]> scratch(
-        new char[size_t(thread_bytes * std::max<int64_t>(1, threads) + 63)]);
-    char* const aligned = reinterpret_cast<char*>(
-        (reinterpret_cast<uintptr_t>(scratch.get()) + 63) / 64 * 64);
     const int64_t step = levels ? 2 : 1;  // groups of 16 images to a group of lanes
 
     for_each(groups * bands * shares, threads, [&](int64_t item, int64_t thread) {
@@ -119,7 +124,7 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64
         const int64_t from = code.parts() * share / shares;
         const int64_t to = code.parts() * (share + 1) / shares;
         const char* const input = t.input.origin + step * group * t.input.group_bytes;
-        char* const own = aligned + thread * thread_bytes;
+        char* const own = stage + thread * thread_bytes;
         std::vector<CodeVisit> visits;
         for (int64_t b = 0; b < blocks; ++b)
             for (int64_t p = from, stop = 0; p < to; p = stop) {

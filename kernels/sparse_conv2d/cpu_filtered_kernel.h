@@ -42,7 +42,8 @@ MPT_INLINE void joined_tile(const RealConvTask& t, int64_t group, int64_t row, i
                             const char* input, char* output, F32 start, F32 limit) {
     JoinedTile<COLUMNS> tile;
     tile.each([=](F32& sum) __attribute__((always_inline)) { sum = start; });
-    add_run<float, SIGNS, UNIT>(t, t.runs[o], input, t.input.group_bytes, tile);
+    FirstTap tap = first_tap(t, o);
+    add_run<float, SIGNS, UNIT>(t, o, &tap, group_input(t, input, o), t.input.group_bytes, tile);
     const uint64_t flips = t.flips[o] * uint64_t{0x0001000100010001};
     I32 nearest = I32{} + 0x7fffffff;
 #pragma GCC unroll 4

@@ -85,41 +85,91 @@ struct Tile {
     }
 };
 
-// -1 and 1 of an offset's lowest bit.
-template <class T>
-constexpr T kSigns[2] = {1, -1};
+// What the taps of output channel o read, of a block that begins at `input` in the first group.
+MPT_INLINE const char* group_input(const RealConvTask& t, const char* input, int64_t o) {
+    const bool one = t.group_outputs == t.output.channels;
+    return one ? input : input + o / t.group_outputs * t.group_bytes;
+}
 
+// Where a run begins, and what its first byte says.
+struct FirstTap {
+    int64_t number;
+    const int32_t* place;
+    int64_t bytes;  // from the block's first channel to the place
+    int64_t step;
+};
+
+// Looked up before the run ahead of it is added: the end of that is foreseen badly, and the sums would wait
+// for three loads, one after the other.
+MPT_INLINE FirstTap first_tap(const RealConvTask& t, int64_t run) {
+    FirstTap first;
+    first.number = t.starts[run];
+    first.step = t.taps[first.number] >> 1;
+    first.place = t.places + first.step;
+    first.bytes = *first.place;
+    asm volatile("" : "+r"(first.bytes));
+    return first;
+}
+
+// Calls body(input, number) for every tap of a run up to `end`; t.taps[number] is odd where it is -1.
+template <class Body>
+MPT_INLINE void each_tap(const RealConvTask& t, FirstTap tap, int64_t end, const char* input,
+                         const Body& body) {
+    if (tap.number == end) return;
+    for (;;) {
+        if (__builtin_expect(tap.step == 0, 0))
+            tap.place += kFarPlaces;
+        else
+            body(input + tap.bytes, tap.number);
+        if (++tap.number == end) return;
+        tap.step = t.taps[tap.number] >> 1;
+        tap.place += tap.step;
+        tap.bytes = *tap.place;
+    }
+}
+
+// The taps of a run (of levels: of both runs of a channel and block), whose first is `*tap`, which then is
+// that of the next. `input` is group_input().
 template <class T, bool SIGNS, bool UNIT, class Sums>
-MPT_INLINE void add_run(const RealConvTask& t, const RealRun& run, const char* input,
+MPT_INLINE void add_run(const RealConvTask& t, int64_t run, FirstTap* tap, const char* input,
                         int64_t row_step, Sums& tile) {
     typedef typename Vector<T>::type V;
     const int64_t pixel_step = UNIT ? kPixelBytes<T> : t.in_pixel_step;
-    const int32_t* tap = t.offsets + run.first;
-    if constexpr (SIGNS && std::is_floating_point_v<T>) {
-        for (const int32_t* end = tap + run.positive; tap != end; ++tap) {
-            const V sign = V{} + kSigns<T>[*tap & 1];
-            tile.each(input + (*tap & ~1), row_step, pixel_step,
-                      [=](V& sum, const char* at) __attribute__((always_inline)) {
-                          sum = add_signed(sum, load<V>(at), sign);
-                      });
-        }
-    } else if constexpr (SIGNS) {
-        for (const int32_t* end = tap + run.negative; tap != end; ++tap)
-            tile.each(input + *tap, row_step, pixel_step,
-                      [](V& sum, const char* at)
-                          __attribute__((always_inline)) { sum -= load<V>(at); });
-        for (const int32_t* end = tap + run.positive; tap != end; ++tap)
-            tile.each(input + *tap, row_step, pixel_step,
-                      [](V& sum, const char* at)
-                          __attribute__((always_inline)) { sum += load<V>(at); });
+    const FirstTap first = *tap;
+    if constexpr (!std::is_floating_point_v<T>) {
+        const FirstTap positive = first_tap(t, 2 * run + 1);
+        *tap = first_tap(t, 2 * run + 2);
+        each_tap(t, first, positive.number, input,
+                 [&](const char* from, int64_t) __attribute__((always_inline)) {
+                     tile.each(from, row_step, pixel_step,
+                               [](V& sum, const char* at)
+                                   __attribute__((always_inline)) { sum -= load<V>(at); });
+                 });
+        each_tap(t, positive, tap->number, input,
+                 [&](const char* from, int64_t) __attribute__((always_inline)) {
+                     tile.each(from, row_step, pixel_step,
+                               [](V& sum, const char* at)
+                                   __attribute__((always_inline)) { sum += load<V>(at); });
+                 });
     } else {
-        const T* weights = static_cast<const T*>(t.weights) + run.first;
-        for (int32_t i = 0; i < run.positive; ++i) {
-            const T weight = weights[i];
-            tile.each(input + tap[i], row_step, pixel_step,
-                      [=](V& sum, const char* at)
-                          __attribute__((always_inline)) { sum += weight * load<V>(at); });
-        }
+        *tap = first_tap(t, run + 1);
+        const T* weights = static_cast<const T*>(t.weights);
+        each_tap(t, first, tap->number, input,
+                 [&](const char* from, int64_t i) __attribute__((always_inline)) {
+                     if constexpr (SIGNS) {
+                         const V sign = sign_lanes<V>(t.taps[i]);
+                         tile.each(from, row_step, pixel_step,
+                                   [=](V& sum, const char* at) __attribute__((always_inline)) {
+                                       sum = add_signed(sum, load<V>(at), sign);
+                                   });
+                     } else {
+                         const T weight = weights[i];
+                         tile.each(from, row_step, pixel_step,
+                                   [=](V& sum, const char* at) __attribute__((always_inline)) {
+                                       sum += weight * load<V>(at);
+                                   });
+                     }
+                 });
     }
 }
 
@@ -154,15 +204,16 @@ static __attribute__((noinline)) uint16_t exact_signs(const RealConvTask& t, con
                                                       int64_t o) {
     F64 sums[kVectors<double>] = {};
     for (int64_t block = 0; block < t.blocks; ++block) {
-        const RealRun& run = t.runs[block * t.output.channels + o];
-        const int32_t* tap = t.offsets + run.first;
-        for (int32_t i = 0; i < run.positive; ++i) {
-            F64 lanes[kVectors<double>];
-            load_group<double, Kind::kF32>(input + (tap[i] & ~1), lanes);
-            const double weight =
-                t.exact_weights ? t.exact_weights[run.first + i] : kSigns<double>[tap[i] & 1];
-            for (int v = 0; v < kVectors<double>; ++v) sums[v] += lanes[v] * weight;
-        }
+        const int64_t run = block * t.output.channels + o;
+        each_tap(t, first_tap(t, run), t.starts[run + 1],
+                 group_input(t, input + block * t.block_bytes, o),
+                 [&](const char* from, int64_t i) {
+                     F64 lanes[kVectors<double>];
+                     load_group<double, Kind::kF32>(from, lanes);
+                     const double weight =
+                         t.exact_weights ? t.exact_weights[i] : 1.0 - 2.0 * (t.taps[i] & 1);
+                     for (int v = 0; v < kVectors<double>; ++v) sums[v] += lanes[v] * weight;
+                 });
     }
     for (int v = 0; v < kVectors<double>; ++v) sums[v] = sums[v] * t.scale[o] + t.shift[o];
     return at_least(sums, 0.0);
@@ -230,16 +281,18 @@ static void real_tile(const RealConvTask& t, int64_t group, int64_t row, int64_t
     typedef Tile<T, ROWS, COLUMNS> Sums;
     const char* input = t.input.origin + group * t.input.group_bytes + row * t.in_row_step +
                         x * t.in_pixel_step;
-    for (int64_t block = 0; block < t.blocks; ++block) {
-        const RealRun* runs = t.runs + block * t.output.channels;
+    for (int64_t block = 0; block < t.blocks; ++block, input += t.block_bytes) {
+        const int64_t first_run = block * t.output.channels;
         char* partial = static_cast<char*>(scratch);
+        FirstTap tap = first_tap(t, first_run + begin);
         for (int64_t o = begin; o < end; ++o, partial += Sums::kBytes) {
             Sums tile;
             if (block > 0)
                 tile.restore(partial);
             else
                 tile.each([](V& sum) __attribute__((always_inline)) { sum = V{}; });
-            add_run<T, SIGNS, UNIT>(t, runs[o], input, t.in_row_step, tile);
+            add_run<T, SIGNS, UNIT>(t, first_run + o, &tap, group_input(t, input, o),
+                                    t.in_row_step, tile);
             if (block + 1 < t.blocks)
                 tile.save(partial, COLUMNS * kPixelBytes<T>);
             else

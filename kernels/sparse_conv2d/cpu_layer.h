@@ -9,6 +9,7 @@
 #include "cpu/tasks.h"
 #include "sparse_conv2d/cpu_code.h"
 #include "sparse_conv2d/cpu_sign_limits.h"
+#include "sparse_conv2d/cpu_tap_lists.h"
 
 namespace mpt {
 
@@ -17,6 +18,15 @@ struct Affine {
     std::vector<double> scale, shift, residual_scale, residual_shift;
     Operation operation = Operation::kNone;
 };
+
+// Input channels per block of a layer of so many taps, so that the slice of them under a tile stays in the
+// L1 cache. The same for every instruction set: that of the largest tile.
+int64_t block_channels(const Geometry& geometry, int64_t taps, int64_t pixel_bytes);
+// Of levels: as few blocks of equally many input channels, `block` or fewer, as keep the taps of either
+// sign within kLevelTaps for every output channel; their size.
+int64_t level_block(const Geometry& geometry, const Taps& taps, int64_t block);
+// Taps of one output channel.
+int64_t most_of_a_sign(const Geometry& geometry, const Taps& taps);
 
 // Where the sums of a channel's blocks so far might not hold the next block's taps as well, of `outputs`
 // channels' runs, block by block; and for which channels that is anywhere.
@@ -28,8 +38,8 @@ class RealConv {
     // `input` is the layout (kind f32, f64, or u8 or i8 with taps of signs only and a scale) of every
     // input that run() will see.
     RealConv(const Geometry& geometry, const Taps& taps, Affine affine);
-    // Once. Of float inputs, and of those by pixels, taps() is empty from then on. Inputs by pixels are
-    // for code made from the taps, others for kernels that read lists of them.
+    // Once. taps() is empty from then on. Inputs by pixels are for code made from the taps, others for
+    // kernels that read lists of them.
     void prepare(const Layout& input);
 
     // Before prepare(): signs of float inputs, decided as in double (the inputs, taps, scale and
@@ -46,33 +56,44 @@ class RealConv {
         if (input.by_pixels) code(kernels, task(input, output, residual, pooled));
     }
     // pooled: maxima of 2x2 results, without overlap, go out; without a residual, and not of signs.
+    // `stage` is of stage_bytes() for as many lanes or more.
     void run(const KernelTable& kernels, const View& input, const View& output,
-             const View& residual, int64_t active, int64_t threads, bool pooled = false) const;
+             const View& residual, int64_t active, int64_t threads, char* stage,
+             bool pooled = false) const;
+    int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads,
+                        bool pooled = false) const;
 
    private:
     friend class RealPixels;  // the same layer with pixels in the lanes
-    template <class T>
-    void order_taps(const View& input, std::vector<T>* weights);
-    int64_t most_of_a_sign() const;  // taps of one output channel
-    int64_t level_block(int64_t block) const;
     void prepare_code(const Layout& input);
+    bool for_code() const { return !code_shape_.positions.empty(); }
+    Taps prepared_taps() const;  // again, from what prepare() keeps
+    int64_t rows_of(bool pooled) const;  // of results, and columns
+    int64_t columns_of(bool pooled) const;
+    // How an input of so many groups of lanes is passed through.
+    struct Visits {
+        int64_t groups;  // of lanes together
+        int64_t rows;    // to a strip
+        int64_t strips, calls, parts;
+        int64_t thread_bytes;  // of partial sums
+    };
+    Visits visits(const KernelTable& kernels, int64_t active, int64_t threads, bool pooled) const;
     RealConvTask task(const View& input, const View& output, const View& residual,
                       bool pooled) const;
     // Made for the first batch with images in the lanes.
     const TapCode& code(const KernelTable& kernels, const RealConvTask& task) const;
+    int64_t band_rows(int64_t height, int64_t width, bool pooled, bool near) const;
+    int64_t code_stage_bytes(int64_t threads, bool pooled) const;
     void run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
-                  int64_t threads) const;
+                  int64_t threads, char* stage) const;
 
     Geometry geometry_;
     Taps taps_;
     Affine affine_;
+    Kind kind_ = Kind::kF32;  // of the input
     bool filtered_ = false;
     SignFilter filter_;  // where filtered_
-    int64_t blocks_ = 1;
-    std::vector<RealRun> runs_;
-    std::vector<int32_t> offsets_;
-    std::vector<float> weights_f32_;
-    std::vector<double> weights_f64_;
+    TapLists lists_;
     std::vector<Drain> drains_;  // of levels, as in RealConvTask
     std::vector<uint8_t> drained_;
 

@@ -100,12 +100,12 @@ static void level_tile(const RealConvTask& t, int64_t group, int64_t row, int64_
                         x * t.in_pixel_step;
     const int64_t channels = t.output.channels;
     alignas(64) char saved[Sums::kBytes];
-    for (int64_t block = 0; block < t.blocks; ++block) {
+    for (int64_t block = 0; block < t.blocks; ++block, input += t.block_bytes) {
         const bool last = block + 1 == t.blocks;
-        const RealRun* runs = t.runs + block * channels;
         const Drain* drains = t.drains + block * channels;
         char* partial = static_cast<char*>(scratch);
         char* wide = partial + (end - begin) * Sums::kBytes;
+        FirstTap tap = first_tap(t, 2 * (block * channels + begin));
         for (int64_t o = begin; o < end; ++o, partial += Sums::kBytes, wide += 2 * Sums::kBytes) {
             Sums tile;
             if (block > 0 && drains[o] == Drain::kNone) {
@@ -114,7 +114,8 @@ static void level_tile(const RealConvTask& t, int64_t group, int64_t row, int64_
                 if (block > 0) drain_levels(partial, Sums::kBytes / 2, drains[o], wide);
                 tile.each([](U16& sum) __attribute__((always_inline)) { sum = U16{}; });
             }
-            add_run<uint16_t, true, UNIT>(t, runs[o], input, t.in_row_step, tile);
+            add_run<uint16_t, true, UNIT>(t, block * channels + o, &tap, group_input(t, input, o),
+                                          t.in_row_step, tile);
             tile.save(last ? saved : partial, COLUMNS * kPixelBytes<uint16_t>);
             if (last)
                 finish_level_tile(t, group, row, x, o, ROWS, COLUMNS, saved,

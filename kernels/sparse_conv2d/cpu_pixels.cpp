@@ -79,19 +79,11 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
         std::numeric_limits<int32_t>::max())
         fail("the input of a sparse convolution is larger than 2 GiB per image");
     points_ = of_points(g);
-    if (!input.by_pixels) {
-        make_lists(conv, input);
-    } else if (grid_.by_column && fused_ && !points_) {
+    if (input.by_pixels && grid_.by_column && fused_ && !points_) {
         shape_code();
         as_code_ = worth_code(conv.compact_.count());
     }
-    if (input.by_pixels && !as_code_) {
-        Layout apart = input;
-        apart.by_pixels = false;
-        RealConv listed(g, conv.compact_.expanded(), affine);
-        listed.prepare(apart);
-        make_lists(listed, apart);
-    }
+    if (!as_code_) make_lists(conv.prepared_taps());
 }
 
 bool RealPixels::of_points(const Geometry& g) {
@@ -115,30 +107,28 @@ bool RealPixels::worth_code(int64_t taps) const {
     return out.height * out.width * element_bytes(kind_) > kHalfVector || taps <= kHalfVectorTaps;
 }
 
-// The layer's taps in its own order, from their distances in the other layout.
-void RealPixels::make_lists(const RealConv& conv, const Layout& input) {
-    const Geometry& g = conv.geometry_;
-    const Affine& affine = conv.affine_;
-    const View view = input.view(nullptr, lanes_of(kind_));
-    const int64_t size = element_bytes(kind_);
-    std::vector<int32_t> offsets;
-    for (const int32_t offset : conv.offsets_) {
-        const int64_t bytes = offset & ~1;
-        const int64_t c = bytes / view.channel_bytes;
-        const int64_t y = bytes % view.channel_bytes / view.row_bytes;
-        const int64_t x = bytes % view.row_bytes / view.pixel_bytes;
-        const int64_t part = y % g.stride[0] * grid_.parts_w +
-                             (grid_.by_column ? x / g.dilation[1] : x % g.stride[1]);
-        const int64_t at = part * grid_.part + y / g.stride[0] * grid_.columns +
-                           (grid_.by_column ? 0 : x / g.stride[1]);
-        offsets.push_back(int32_t((points_ ? c * kGroup : c * grid_.channel() + at) * size) |
-                          (offset & 1));
-    }
-    is_levels(kind_) ? list_levels(conv, offsets) : list_reals(conv, offsets);
+// Where output channel o finds tap `index`.
+int32_t RealPixels::offset_of(int64_t o, int64_t index) const {
+    const Geometry& g = conv_.geometry_;
+    const int64_t area = g.kernel_h * g.kernel_w;
+    const int64_t c = o / g.outputs_per_group() * g.group_channels + index / area;
+    if (points_) return int32_t(c * kGroup * element_bytes(kind_));
+    const int64_t row = index % area / g.kernel_w, column = index % g.kernel_w;
+    const int64_t y = row * g.dilation[0], x = column * g.dilation[1];
+    const int64_t part =
+        y % g.stride[0] * grid_.parts_w + (grid_.by_column ? column : x % g.stride[1]);
+    const int64_t at = part * grid_.part + y / g.stride[0] * grid_.columns +
+                       (grid_.by_column ? 0 : x / g.stride[1]);
+    return int32_t((c * grid_.channel() + at) * element_bytes(kind_));
+}
+
+void RealPixels::make_lists(const Taps& taps) {
+    const Affine& affine = conv_.affine_;
+    is_levels(kind_) ? list_levels(taps) : list_reals(taps);
     if (kind_ != Kind::kF64 || affine.operation != Operation::kSign ||
         !affine.residual_scale.empty() || affine.scale.empty() || points_)
         return;
-    filter_ = std::make_unique<SignFilter>(conv.taps_, affine, g.output.channels);
+    filter_ = std::make_unique<SignFilter>(taps, affine, conv_.geometry_.output.channels);
     for (const int32_t offset : offsets_)
         float_offsets_.push_back((offset & ~1) / 2 | (offset & 1));
     float_weights_.assign(weights_f64_.begin(), weights_f64_.end());
@@ -156,39 +146,29 @@ int64_t RealPixels::slice_bytes() const {
 
 // Integers may be added in any order: where the L1 cache holds the input, in blocks of as many taps as
 // 16 bits hold the sum of, which all channels but their last have alike; else in blocks of channels.
-void RealPixels::list_levels(const RealConv& conv, const std::vector<int32_t>& offsets) {
-    const Geometry& g = conv.geometry_;
-    const Taps& taps = conv.taps_;
+void RealPixels::list_levels(const Taps& taps) {
+    const Geometry& g = conv_.geometry_;
     const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
     const int64_t most = std::max<int64_t>(1, kInputBudget / slice_bytes());
     const bool whole = most >= g.group_channels;
     int64_t channels = 0;
     if (whole) {
-        blocks_ = std::max<int64_t>(1, (conv.most_of_a_sign() + kLevelTaps - 1) / kLevelTaps);
+        blocks_ = std::max<int64_t>(1, (most_of_a_sign(g, taps) + kLevelTaps - 1) / kLevelTaps);
     } else {
         const int64_t visits = (g.group_channels + most - 1) / most;
-        channels = conv.level_block((g.group_channels + visits - 1) / visits);
+        channels = level_block(g, taps, (g.group_channels + visits - 1) / visits);
         blocks_ = (g.group_channels + channels - 1) / channels;
     }
     visit_ = whole ? blocks_ : 1;
     runs_.assign(size_t(blocks_ * outputs), RealRun{0, 0, 0});
     for (int64_t o = 0; o < outputs; ++o) {
-        // The offsets of either sign lie in the order of the taps, block by block.
-        std::array<std::vector<int32_t>, 2> signs;
-        for (int64_t b = 0; b < conv.blocks_; ++b) {
-            const RealRun& run = conv.runs_[b * outputs + o];
-            const auto first = offsets.begin() + run.first, positive = first + run.negative;
-            signs[0].insert(signs[0].end(), first, positive);
-            signs[1].insert(signs[1].end(), positive, positive + run.positive);
-        }
         std::vector<std::array<std::vector<int32_t>, 2>> lists{size_t(blocks_)};
-        size_t next[2] = {0, 0};
+        int64_t counts[2] = {0, 0};
         for (int64_t i = taps.indptr[o]; i < taps.indptr[o + 1]; ++i) {
             const int sign = taps.sign[i] > 0;
-            const size_t nth = next[sign]++;
-            const int64_t block =
-                whole ? int64_t(nth) / kLevelTaps : taps.index[i] / area / channels;
-            lists[size_t(block)][size_t(sign)].push_back(signs[size_t(sign)][nth]);
+            const int64_t nth = counts[sign]++;
+            const int64_t block = whole ? nth / kLevelTaps : taps.index[i] / area / channels;
+            lists[size_t(block)][size_t(sign)].push_back(offset_of(o, taps.index[i]));
         }
         for (int64_t b = 0; b < blocks_; ++b) {
             const auto& [negative, positive] = lists[size_t(b)];
@@ -201,31 +181,33 @@ void RealPixels::list_levels(const RealConv& conv, const std::vector<int32_t>& o
     plan_drains(runs_, outputs, &drains_, &drained_);
 }
 
-// Reals are added in the order of the other layout; its blocks, made for a larger input, are joined.
-void RealPixels::list_reals(const RealConv& conv, const std::vector<int32_t>& offsets) {
-    const Geometry& g = conv.geometry_;
-    const int64_t outputs = g.output.channels, before = conv.blocks_;
-    const int64_t block = (g.group_channels + before - 1) / before;
-    const int64_t joined = std::max<int64_t>(1, kInputBudget / (block * slice_bytes()));
-    blocks_ = (before + joined - 1) / joined;
-    for (int64_t begin = 0; begin < before; begin += joined)
+// In the blocks of the other layout; made for a larger input, they are joined.
+void RealPixels::list_reals(const Taps& taps) {
+    const Geometry& g = conv_.geometry_;
+    const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
+    const int64_t block = block_channels(g, int64_t(taps.index.size()),
+                                         kGroup * element_bytes(kind_));
+    const int64_t joined = std::max<int64_t>(1, kInputBudget / (block * slice_bytes())) * block;
+    blocks_ = divided(g.group_channels, joined);
+    std::vector<int64_t> next(taps.indptr.begin(), taps.indptr.end() - 1);
+    for (int64_t b = 0; b < blocks_; ++b)
         for (int64_t o = 0; o < outputs; ++o) {
-            RealRun all = {int64_t(offsets_.size()), 0, 0};
-            for (int64_t b = begin; b < std::min(before, begin + joined); ++b) {
-                const RealRun& run = conv.runs_[b * outputs + o];
-                all.positive += run.positive;
-                for (int64_t i = 0; i < run.positive; ++i) {
-                    const auto tap = size_t(run.first + i);
-                    offsets_.push_back(offsets[tap]);
-                    if (!conv.weights_f32_.empty()) weights_f32_.push_back(conv.weights_f32_[tap]);
-                    if (!conv.weights_f64_.empty()) weights_f64_.push_back(conv.weights_f64_[tap]);
-                }
+            RealRun run = {int64_t(offsets_.size()), 0, 0};
+            int64_t& i = next[size_t(o)];
+            for (; i < taps.indptr[o + 1] && taps.index[i] / area < (b + 1) * joined; ++i) {
+                const bool negative = taps.signs_only && taps.sign[i] < 0;
+                offsets_.push_back(offset_of(o, taps.index[i]) | int32_t(negative));
+                ++run.positive;
+                if (taps.signs_only) continue;
+                if (kind_ == Kind::kF32) weights_f32_.push_back(float(taps.weight[i]));
+                if (kind_ == Kind::kF64) weights_f64_.push_back(taps.weight[i]);
             }
-            runs_.push_back(all);
+            runs_.push_back(run);
         }
+    if (taps.signs_only) return;
     // One marks float taps, even where there are none.
-    if (!conv.weights_f32_.empty() && weights_f32_.empty()) weights_f32_.push_back(0);
-    if (!conv.weights_f64_.empty() && weights_f64_.empty()) weights_f64_.push_back(0);
+    if (kind_ == Kind::kF32 && weights_f32_.empty()) weights_f32_.push_back(0);
+    if (kind_ == Kind::kF64 && weights_f64_.empty()) weights_f64_.push_back(0);
 }
 
 int64_t RealPixels::parts(int64_t threads) const {

@@ -63,9 +63,10 @@ class RealPixels {
     const ShortLists& short_lists() const;
     void run_short_lists(const PixelView& input, const PixelView& output,
                          const PixelView& residual, int64_t threads, char* stage) const;
-    void make_lists(const RealConv& conv, const Layout& input);
-    void list_levels(const RealConv& conv, const std::vector<int32_t>& offsets);
-    void list_reals(const RealConv& conv, const std::vector<int32_t>& offsets);
+    int32_t offset_of(int64_t o, int64_t index) const;
+    void make_lists(const Taps& taps);
+    void list_levels(const Taps& taps);
+    void list_reals(const Taps& taps);
     void choose_tile(const PixelKernels& kernels, RealPixelTask* task) const;
     RealPixelTask task(const PixelKernels& kernels, Kind kind) const;
     void set_output(const PixelView& output, const PixelView& residual, RealPixelTask* task) const;
