@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bitsliced_conv2d/cpu_code.h"
 #include "cpu/geometry.h"
 #include "cpu/tasks.h"
 
@@ -45,6 +46,12 @@ class BitConv {
                      const View& residual, int64_t words, int64_t active, int64_t threads,
                      char* stage) const;
 
+    // Makes the code by which run() computes blocks of such views from now on, where it is faster than
+    // lists: of bits from whole vectors, and not of too many taps.
+    void make_ready(const KernelTable& kernels, const View& input, const View& output,
+                    int64_t words) const;
+    bool runs_as_code(const KernelTable& kernels, Kind output, int64_t words) const;
+
     // `input` has a zero border of at least the padding. `residual.origin` is null without one.
     // `active` groups of 16 lanes are written when the result is sums.
     void run(const KernelTable& kernels, const View& input, const View& output,
@@ -74,6 +81,9 @@ class BitConv {
     void order_constants(Quads* quads) const;
     void raise_constants(Quads* quads) const;
     void set_constants(const Thresholds* thresholds);
+    std::vector<CodeChannel> code_channels(const View& input) const;
+    void run_code(const View& input, const View& output, const View& residual,
+                  int64_t threads) const;
 
     Geometry geometry_;
     AxisClasses rows_, columns_;
@@ -87,6 +97,8 @@ class BitConv {
     mutable std::mutex mutex_;
     mutable std::map<std::array<int64_t, 3>, std::vector<int32_t>> offsets_;
     mutable std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Quads>> quads_;
+    mutable std::once_flag code_made_;
+    mutable std::unique_ptr<const BitCode> code_;
 };
 
 }  // namespace mpt

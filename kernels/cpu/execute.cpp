@@ -2,6 +2,7 @@
 #include <chrono>
 #include <new>
 
+#include "cpu/machine_code.h"
 #include "cpu/parallel.h"
 #include "cpu/program.h"
 
@@ -73,7 +74,8 @@ int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* ar
                                  arena + arena_unit_ * (lanes / kGroup),
                                  lanes,
                                  (count + kGroup - 1) / kGroup,
-                                 threads};
+                                 threads,
+                                 code_ && can_run_code()};
     load_block(x, count, context);
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;

@@ -60,6 +60,12 @@ int64_t BitConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes) cons
     return conv_.stage_bytes(kernels, lanes / 64);
 }
 
+void BitConvStep::make_ready(const StepContext& context, int output) const {
+    if (context.code)
+        conv_.make_ready(context.kernels, context.view(sources_[0]), context.view(output),
+                         context.lanes / 64);
+}
+
 void BitConvStep::run(const StepContext& context, int output) const {
     conv_.run(context.kernels, context.view(sources_[0]), context.view(output),
               residual_view(context, sources_), context.lanes / 64, context.active,

@@ -1,0 +1,104 @@
+// Layers of bits that run as code made from their taps, 512 images in the lanes.
+#include <algorithm>
+#include <limits>
+
+#include "bitsliced_conv2d/cpu_layer.h"
+#include "cpu/parallel.h"
+
+namespace mpt {
+namespace {
+
+// A tap is 21 bytes of code. Code of more comes from beyond the L2 cache: see benchmarks/NOTES.md.
+constexpr int64_t kMostCodeTaps = 32 * 1024;
+
+// Pixels of a row that pass through a part before the next one, whose code is fetched once for all.
+constexpr int64_t kVisitPixels = 8;
+
+}  // namespace
+
+bool BitConv::runs_as_code(const KernelTable& kernels, Kind output, int64_t words) const {
+    return kernels.code_vector_bytes == 64 && whole_vectors(kernels, words) &&
+           output == Kind::kBits && int64_t(taps_.size()) <= kMostCodeTaps &&
+           std::all_of(channels_.begin(), channels_.end(), [](const BitChannel& channel) {
+               return channel.negative + channel.positive <= BitCode::kMostTaps;
+           });
+}
+
+std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
+    const Geometry& g = geometry_;
+    const int64_t area = g.kernel_h * g.kernel_w;
+    const auto classes = int64_t(rows_.classes.size() * columns_.classes.size());
+    std::vector<CodeChannel> result;
+    for (int64_t o = 0; o < g.output.channels; ++o) {
+        const BitChannel& channel = channels_[size_t(o)];
+        const int64_t base = o / g.outputs_per_group() * g.group_channels;
+        CodeChannel code = {{}, {}, {}, flips_[size_t(o)] == 0};
+        for (int64_t i = 0; i < channel.negative + channel.positive; ++i) {
+            const int64_t tap = taps_[size_t(channel.first + i)];
+            const int64_t distance =
+                (base + tap / area) * input.channel_bytes +
+                tap % area / g.kernel_w * g.dilation[0] * input.row_bytes +
+                tap % g.kernel_w * g.dilation[1] * input.pixel_bytes;
+            code.taps.push_back({int32_t(distance), i < channel.negative});
+        }
+        // The lists' counts start at q - 1, where P - N >= q decides: see set_constants.
+        const auto leasts = [&](const std::vector<uint64_t>& constants, std::vector<int32_t>* least) {
+            for (int64_t c = 0; c < classes && !constants.empty(); ++c) {
+                const uint64_t* planes = constants.data() + channel.constants + c * channel.planes;
+                int32_t start = 0;
+                for (int32_t k = 0; k < channel.planes; ++k)
+                    if (planes[k] != 0) start += k + 1 < channel.planes ? 1 << k : -(1 << k);
+                least->push_back(start + 1 + channel.negative);
+            }
+        };
+        leasts(constants_, &code.least);
+        leasts(residual_constants_, &code.residual_least);
+        result.push_back(std::move(code));
+    }
+    return result;
+}
+
+void BitConv::make_ready(const KernelTable& kernels, const View& input, const View& output,
+                         int64_t words) const {
+    if (!runs_as_code(kernels, output.kind, words)) return;
+    const int64_t reach = input.row_bytes * (geometry_.kernel_h * geometry_.dilation[0] + 1);
+    if (reach > std::numeric_limits<int32_t>::max()) return;
+    std::call_once(code_made_, [&] {
+        code_ = std::make_unique<const BitCode>(
+            code_channels(input), int64_t(rows_.classes.size() * columns_.classes.size()));
+    });
+}
+
+void BitConv::run_code(const View& input, const View& output, const View& residual,
+                       int64_t threads) const {
+    const Geometry& g = geometry_;
+    const auto column_classes = int64_t(columns_.classes.size());
+    const int64_t row_step = g.stride[0] * input.row_bytes;
+    const int64_t pixel_step = g.stride[1] * input.pixel_bytes;
+    const char* const corner =
+        input.origin - g.padding[0] * input.row_bytes - g.padding[1] * input.pixel_bytes;
+    const int64_t shares = parts_per_row(g.output.height, code_->parts(), threads);
+    for_each(g.output.height * shares, threads, [&](int64_t item, int64_t) {
+        const int64_t y = item / shares, share = item % shares;
+        const int64_t from = code_->parts() * share / shares;
+        const int64_t to = code_->parts() * (share + 1) / shares;
+        const int64_t row_class = rows_.of[size_t(y)] * column_classes;
+        for (int64_t begin = 0; begin < g.output.width; begin += kVisitPixels) {
+            const int64_t end = std::min(g.output.width, begin + kVisitPixels);
+            for (int64_t part = from; part < to; ++part) {
+                const BitCode::Function function = code_->function(part);
+                for (int64_t x = begin; x < end; ++x) {
+                    char* const out = output.origin + y * output.row_bytes + x * output.pixel_bytes;
+                    const char* const other =
+                        residual.origin ? residual.origin + y * residual.row_bytes +
+                                              x * residual.pixel_bytes
+                                        : nullptr;
+                    function(corner + y * row_step + x * pixel_step,
+                             code_->constants(row_class + columns_.of[size_t(x)]), out, other);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace mpt
