@@ -11,14 +11,14 @@ namespace {
 // A tap is 21 bytes of code. Code of more comes from beyond the L2 cache: see benchmarks/NOTES.md.
 constexpr int64_t kMostCodeTaps = 32 * 1024;
 
-// Pixels of a row that pass through a part before the next one, whose code is fetched once for all.
-constexpr int64_t kVisitPixels = 8;
+// Pixels of a row that pass through a part before the next one: its code is fetched once for both, and
+// their input stays in the L1 cache.
+constexpr int64_t kVisitPixels = 2;
 
 }  // namespace
 
-bool BitConv::runs_as_code(const KernelTable& kernels, Kind output, int64_t words) const {
-    return kernels.code_vector_bytes == 64 && whole_vectors(kernels, words) &&
-           output == Kind::kBits && int64_t(taps_.size()) <= kMostCodeTaps &&
+bool BitConv::fits_code() const {
+    return !flips_.empty() && int64_t(taps_.size()) <= kMostCodeTaps &&
            std::all_of(channels_.begin(), channels_.end(), [](const BitChannel& channel) {
                return channel.negative + channel.positive <= BitCode::kMostTaps;
            });
@@ -58,9 +58,8 @@ std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
     return result;
 }
 
-void BitConv::make_ready(const KernelTable& kernels, const View& input, const View& output,
-                         int64_t words) const {
-    if (!runs_as_code(kernels, output.kind, words)) return;
+void BitConv::make_code(const View& input) const {
+    if (!fits_code()) return;
     const int64_t reach = input.row_bytes * (geometry_.kernel_h * geometry_.dilation[0] + 1);
     if (reach > std::numeric_limits<int32_t>::max()) return;
     std::call_once(code_made_, [&] {
@@ -77,24 +76,35 @@ void BitConv::run_code(const View& input, const View& output, const View& residu
     const int64_t pixel_step = g.stride[1] * input.pixel_bytes;
     const char* const corner =
         input.origin - g.padding[0] * input.row_bytes - g.padding[1] * input.pixel_bytes;
+    // What the pixel behind those of a visit reads first of its last row, the one that no row above has
+    // brought near.
+    const int64_t reach = (g.kernel_w - 1) * g.dilation[1] + 1, fresh = std::min(reach, g.stride[1]);
+    const int64_t ahead = (g.kernel_h - 1) * g.dilation[0] * input.row_bytes +
+                          (reach - fresh) * input.pixel_bytes + kVisitPixels * pixel_step;
+    const int64_t lines = fresh * input.pixel_bytes / 64;
+
     const int64_t shares = parts_per_row(g.output.height, code_->parts(), threads);
     for_each(g.output.height * shares, threads, [&](int64_t item, int64_t) {
         const int64_t y = item / shares, share = item % shares;
         const int64_t from = code_->parts() * share / shares;
         const int64_t to = code_->parts() * (share + 1) / shares;
         const int64_t row_class = rows_.of[size_t(y)] * column_classes;
+        const int64_t step = (lines + to - from - 1) / std::max<int64_t>(1, to - from);
+        const char* const pixels = corner + y * row_step;
+        char* const results = output.origin + y * output.row_bytes;
+        const char* const others =
+            residual.origin ? residual.origin + y * residual.row_bytes : results;
+        const int64_t other_step = residual.origin ? residual.pixel_bytes : output.pixel_bytes;
         for (int64_t begin = 0; begin < g.output.width; begin += kVisitPixels) {
             const int64_t end = std::min(g.output.width, begin + kVisitPixels);
             for (int64_t part = from; part < to; ++part) {
                 const BitCode::Function function = code_->function(part);
                 for (int64_t x = begin; x < end; ++x) {
-                    char* const out = output.origin + y * output.row_bytes + x * output.pixel_bytes;
-                    const char* const other =
-                        residual.origin ? residual.origin + y * residual.row_bytes +
-                                              x * residual.pixel_bytes
-                                        : nullptr;
-                    function(corner + y * row_step + x * pixel_step,
-                             code_->constants(row_class + columns_.of[size_t(x)]), out, other);
+                    const char* const pixel = pixels + x * pixel_step;
+                    const char* const next = pixel + ahead + (part - from) * step * 64;
+                    for (int64_t i = 0; i < step; ++i) __builtin_prefetch(next + i * 64);
+                    function(pixel, code_->constants(row_class + columns_.of[size_t(x)]),
+                             results + x * output.pixel_bytes, others + x * other_step);
                 }
             }
         }

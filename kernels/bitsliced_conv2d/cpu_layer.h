@@ -46,11 +46,9 @@ class BitConv {
                      const View& residual, int64_t words, int64_t active, int64_t threads,
                      char* stage) const;
 
-    // Makes the code by which run() computes blocks of such views from now on, where it is faster than
-    // lists: of bits from whole vectors, and not of too many taps.
-    void make_ready(const KernelTable& kernels, const View& input, const View& output,
-                    int64_t words) const;
-    bool runs_as_code(const KernelTable& kernels, Kind output, int64_t words) const;
+    // Makes the code by which run() then computes whole vectors of bits whose rows lie as those of `input`,
+    // where that is faster than lists.
+    void make_code(const View& input) const;
 
     // `input` has a zero border of at least the padding. `residual.origin` is null without one.
     // `active` groups of 16 lanes are written when the result is sums.
@@ -81,6 +79,7 @@ class BitConv {
     void order_constants(Quads* quads) const;
     void raise_constants(Quads* quads) const;
     void set_constants(const Thresholds* thresholds);
+    bool fits_code() const;
     std::vector<CodeChannel> code_channels(const View& input) const;
     void run_code(const View& input, const View& output, const View& residual,
                   int64_t threads) const;

@@ -2,7 +2,6 @@
 #include <chrono>
 #include <new>
 
-#include "cpu/machine_code.h"
 #include "cpu/parallel.h"
 #include "cpu/program.h"
 
@@ -75,7 +74,7 @@ int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* ar
                                  lanes,
                                  (count + kGroup - 1) / kGroup,
                                  threads,
-                                 code_ && can_run_code()};
+                                 makes_bit_code()};
     load_block(x, count, context);
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;

@@ -60,10 +60,9 @@ int64_t BitConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes) cons
     return conv_.stage_bytes(kernels, lanes / 64);
 }
 
-void BitConvStep::make_ready(const StepContext& context, int output) const {
-    if (context.code)
-        conv_.make_ready(context.kernels, context.view(sources_[0]), context.view(output),
-                         context.lanes / 64);
+void BitConvStep::make_ready(const StepContext& context, int) const {
+    if (context.bit_code && whole_vectors(context.kernels, context.lanes / 64))
+        conv_.make_code(context.view(sources_[0]));
 }
 
 void BitConvStep::run(const StepContext& context, int output) const {

@@ -31,7 +31,7 @@ struct StepContext {
     char* arena;
     char* stage;
     int64_t lanes, active, threads;  // active: groups of 16 lanes in use
-    bool code;                       // convolutions of bits may be made into code
+    bool bit_code;                   // convolutions of bits may be made into code
 
     View view(int value) const;
     // Groups to loop over where whole pixels are written.
