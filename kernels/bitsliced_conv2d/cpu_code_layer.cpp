@@ -8,8 +8,9 @@
 namespace mpt {
 namespace {
 
-// A tap is 21 bytes of code. Code of more comes from beyond the L2 cache: see benchmarks/NOTES.md.
-constexpr int64_t kMostCodeTaps = 32 * 1024;
+// A tap is 21 bytes of code, ten times as many as in a list: code of more taps leaves the L2 cache between
+// two visits, and on its way there few pixels do not make up for it. See benchmarks/NOTES.md.
+constexpr int64_t kMostCodeTaps = 32 * 1024, kMostPixelTaps = 1024;
 
 // Pixels of a row that pass through a part before the next one: its code is fetched once for both, and
 // their input stays in the L1 cache.
@@ -18,7 +19,9 @@ constexpr int64_t kVisitPixels = 2;
 }  // namespace
 
 bool BitConv::fits_code() const {
-    return !flips_.empty() && int64_t(taps_.size()) <= kMostCodeTaps &&
+    const int64_t pixels = geometry_.output.height * geometry_.output.width;
+    return !flips_.empty() &&
+           int64_t(taps_.size()) <= std::min(kMostCodeTaps, kMostPixelTaps * pixels) &&
            std::all_of(channels_.begin(), channels_.end(), [](const BitChannel& channel) {
                return channel.negative + channel.positive <= BitCode::kMostTaps;
            });

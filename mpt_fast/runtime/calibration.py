@@ -48,9 +48,15 @@ Costs = Mapping[str, tuple[float, ...]]
 """Coefficients in seconds by `Kernel.case`, in the order of its terms."""
 
 
-def layout_of(compiled: CompiledProgram) -> str:
-    """The layout in which `compiled` runs with images in the lanes."""
-    return CODE if compiled.code else BIT_CODE if compiled.bit_code else IMAGES
+def layout_of(compiled: CompiledProgram, batch: int) -> str:
+    """The layout in which `compiled` runs a batch with images in the lanes.
+
+    Code of bits is for blocks of full width alone.
+    """
+    if compiled.code:
+        return CODE
+    full = compiled.block_lanes(batch) == compiled.lanes
+    return BIT_CODE if compiled.bit_code and full else IMAGES
 
 
 def kernels_of(layout: str) -> list[Kernel]:

@@ -85,7 +85,8 @@ class CompiledProgram:
 
     @property
     def bit_code(self) -> bool:
-        """True if convolutions of bits to bits run as machine code where they have few taps."""
+        """True if convolutions of bits to bits run as machine code in blocks of 512 images, where
+        they have few taps."""
         return self._handle.makes_bit_code
 
     def block_lanes(self, batch: int) -> int:

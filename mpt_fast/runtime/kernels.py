@@ -32,9 +32,9 @@ _SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of lo
 _FUNCTION_TAPS, _FUNCTION_SLICE = 4500, 36 * 1024
 _NEAR_CODE, _NEAR_BAND, _FAR_BAND = 256 * 1024, 64 * 1024, 1024 * 1024
 
-# As in bitsliced_conv2d/cpu_code_layer.cpp and cpu_code.h: taps of a layer of bits and of one of
-# its channels, up to which it runs as code; and bytes of that for a tap.
-_BIT_CODE_TAPS, _BIT_CODE_CHANNEL_TAPS, _BIT_BYTES = 32 * 1024, 4095, 21.0
+# As in bitsliced_conv2d/cpu_code_layer.cpp and cpu_code.h: taps of a layer of bits, for a pixel of
+# its result and of one of its channels, up to which it runs as code; and the images of a block.
+_BIT_CODE_TAPS, _BIT_CODE_PIXEL_TAPS, _BIT_CODE_CHANNEL_TAPS = 32 * 1024, 1024, 4095
 _BIT_CODE_LANES = 512
 
 # Layouts with images in the lanes: values lie channel by channel, or pixel by pixel as layers read
@@ -110,16 +110,19 @@ def _bit_code(step: Step, sources: Sources, result: Value, block: Block) -> tupl
         _, visits, adds, far, chosen, moved = _bit_sign(step, sources, result, block)
         return 1, 0, 0, 0, 0, chosen, visits, adds, far, moved
     visits, adds, _ = _bit_visits(step, result, block)
-    size = step.taps.kept * _BIT_BYTES
     read = sources[0].channels * result.height * result.width * step.stride[1]
     chosen = visits if step.residual >= 0 else 0
-    return 1, visits, adds, adds * _beyond(size, _L2), read, chosen, 0, 0, 0, 0
+    return 1, visits, adds, step.taps.kept, read, chosen, 0, 0, 0, 0
 
 
-def _runs_as_bit_code(step: Step) -> bool:
-    if not isinstance(step, ConvSign) or step.taps.kept > _BIT_CODE_TAPS:
+def _runs_as_bit_code(step: Step, result: Value) -> bool:
+    if not isinstance(step, ConvSign):
         return False
-    return int(np.diff(step.taps.indptr).max(initial=0)) <= _BIT_CODE_CHANNEL_TAPS
+    most = min(_BIT_CODE_TAPS, _BIT_CODE_PIXEL_TAPS * result.height * result.width)
+    return (
+        step.taps.kept <= most
+        and int(np.diff(step.taps.indptr).max(initial=0)) <= _BIT_CODE_CHANNEL_TAPS
+    )
 
 
 def _bit_sums(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
@@ -296,7 +299,7 @@ def _beside_bit_code(kernel: Kernel) -> Kernel:
     """The same in programs whose layers of bits run as code where they have few taps."""
 
     def runs(step: Step, sources: Sources, result: Value) -> bool:
-        return kernel.runs(step, sources, result) and not _runs_as_bit_code(step)
+        return kernel.runs(step, sources, result) and not _runs_as_bit_code(step, result)
 
     return replace(kernel, case=f"{kernel.case} beside code of bits", layout=BIT_CODE, runs=runs)
 
@@ -376,12 +379,12 @@ KERNELS: tuple[Kernel, ...] = (
         "bit-sliced code",
         "bit-sliced code sign",
         BIT_CODE,
-        lambda step, sources, result: _runs_as_bit_code(step),
+        lambda step, sources, result: _runs_as_bit_code(step, result),
         (
             "call",
             "vector",
             "tap",
-            "tap of code beyond L2",
+            "tap's code fetched",
             "input vector read",
             "vector chosen by a residual",
             "vector by lists",

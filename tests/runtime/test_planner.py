@@ -351,7 +351,7 @@ def test_a_step_without_a_known_cost_does_not_make_a_way_cheap(
 @pytest.mark.parametrize("code", [True, False])
 def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> None:
     compiled = CompiledProgram(reals(), "f32", code=code)
-    layout = calibration.layout_of(compiled)
+    layout = calibration.layout_of(compiled, 20)
     assert layout == (CODE if compiled.code else IMAGES)
     costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
     (way,) = planner.ways(reals(), {layout: calibration.blocks(compiled, 20)}, costs)
@@ -365,7 +365,8 @@ def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> No
 @pytest.mark.parametrize("code", [True, False])
 def test_a_program_of_bits_is_planned_with_code_where_it_runs_as_code(code: bool) -> None:
     compiled = CompiledProgram(network(), "f32", code=code)
-    layout = calibration.layout_of(compiled)
+    assert calibration.layout_of(compiled, 256) == IMAGES  # a block of half the width
+    layout = calibration.layout_of(compiled, 600)
     assert layout == (BIT_CODE if code and BIT_CODED else IMAGES)
     costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
     (way,) = planner.ways(network(), {layout: calibration.blocks(compiled, 600)}, costs)

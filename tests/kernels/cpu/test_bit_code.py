@@ -133,9 +133,9 @@ def test_every_geometry(
 @pytest.mark.parametrize("taps", [*range(20), 31, 32, 33, 63, 64, 65, 127, 128, 129])
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_number_of_taps(taps: int, residual: bool) -> None:
-    """Each threshold that decides anything, and the two beyond, of as many channels."""
+    """Each threshold that decides anything, and those beyond, of as many channels."""
     out = taps + 3
-    net = BitNet((max(taps, 1), 1, 1))
+    net = BitNet((max(taps, 1), 4, 5))
     weight = net.weight((out, max(taps, 1), 1, 1), float(taps > 0))
     thresholds = np.stack([np.arange(-taps - 2, taps + 3, 2)[:out]] * 2).astype(np.int32)
     thresholds[1] = thresholds[1, ::-1]
