@@ -101,7 +101,6 @@ class BitCode::Writer {
     void function(const std::vector<CodeChannel>& channels, size_t first, size_t end, int64_t word) {
         code_.align(kVector);
         start_ = code_.at();
-        near_word_ = 0;
         code_.begin_function();
         choose_bases(channels, first, end);
         for (size_t b = windows_.size(); b-- > 0;) {  // the first last: all are found by it
@@ -112,7 +111,8 @@ class BitCode::Writer {
         const auto skipped = int32_t(int64_t(first) * kVector);
         code_.add(kOutput, skipped);
         if (residual) code_.add(kResidual, skipped);
-        move_constants(word);
+        base_word_ = word + kReach;
+        code_.add(kConstants, int32_t(base_word_ * int64_t(sizeof(int32_t))));
         for (size_t o = first; o < end; ++o) {
             const int64_t place = int64_t(o - first) * kVector;
             code_.move(kStore, channel(channels[o], place, &word), kOutput, place);
@@ -145,16 +145,8 @@ class BitCode::Writer {
         return {kBases[0], distance - windows_[0]};
     }
 
-    // Brings `word` and those behind it near.
-    void move_constants(int64_t word) {
-        const int64_t to = word + kReach;
-        code_.add(kConstants, int32_t((to - near_word_) * int64_t(sizeof(int32_t))));
-        near_word_ = to;
-    }
-
-    int64_t constant(int64_t word) {
-        if (word >= near_word_ + kReach) move_constants(word);
-        return (word - near_word_) * int64_t(sizeof(int32_t));
+    int64_t constant(int64_t word) const {
+        return (word - base_word_) * int64_t(sizeof(int32_t));
     }
 
     int take() {
@@ -193,7 +185,7 @@ class BitCode::Writer {
     Assembler code_;
     uint8_t* start_ = nullptr;
     std::vector<int64_t> windows_;
-    int64_t near_word_ = 0;
+    int64_t base_word_ = 0;
     std::vector<int> free_;
     std::vector<std::vector<Operand>> waiting_;  // per level, at most two between adders
 };
