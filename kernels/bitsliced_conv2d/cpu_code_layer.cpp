@@ -79,11 +79,11 @@ void BitConv::run_code(const View& input, const View& output, const View& residu
     const int64_t pixel_step = g.stride[1] * input.pixel_bytes;
     const char* const corner =
         input.origin - g.padding[0] * input.row_bytes - g.padding[1] * input.pixel_bytes;
-    // What the pixel behind those of a visit reads first of its last row, the one that no row above has
-    // brought near.
+    // What the pixel behind those of a visit reads first, in the rows that none above has brought near.
     const int64_t reach = (g.kernel_w - 1) * g.dilation[1] + 1, fresh = std::min(reach, g.stride[1]);
-    const int64_t ahead = (g.kernel_h - 1) * g.dilation[0] * input.row_bytes +
-                          (reach - fresh) * input.pixel_bytes + kVisitPixels * pixel_step;
+    const int64_t rows = fresh_rows(), row_bytes = g.dilation[0] * input.row_bytes;
+    const int64_t ahead = (g.kernel_h - rows) * row_bytes + (reach - fresh) * input.pixel_bytes +
+                          kVisitPixels * pixel_step;
     const int64_t lines = fresh * input.pixel_bytes / 64;
 
     const int64_t shares = parts_per_row(g.output.height, code_->parts(), threads);
@@ -105,7 +105,9 @@ void BitConv::run_code(const View& input, const View& output, const View& residu
                 for (int64_t x = begin; x < end; ++x) {
                     const char* const pixel = pixels + x * pixel_step;
                     const char* const next = pixel + ahead + (part - from) * step * 64;
-                    for (int64_t i = 0; i < step; ++i) __builtin_prefetch(next + i * 64);
+                    for (int64_t r = 0; r < rows; ++r)
+                        for (int64_t i = 0; i < step; ++i)
+                            __builtin_prefetch(next + r * row_bytes + i * 64);
                     function(pixel, code_->constants(row_class + columns_.of[size_t(x)]),
                              results + x * output.pixel_bytes, others + x * other_step);
                 }

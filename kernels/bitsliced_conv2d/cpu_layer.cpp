@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <tuple>
 
 #include "cpu/parallel.h"
@@ -10,7 +11,7 @@
 namespace mpt {
 namespace {
 
-constexpr int64_t kL1Budget = 40 * 1024;
+constexpr int64_t kL1Budget = 40 * 1024, kL2Budget = 640 * 1024;
 
 // Planes for n taps: signed counts from -n - 1 to n must fit; rounded up to a compiled kernel.
 int32_t planes_for(int64_t taps) {
@@ -277,6 +278,11 @@ void BitConv::raise_constants(Quads* quads) const {
         }
 }
 
+int64_t BitConv::fresh_rows() const {
+    const int64_t stride = geometry_.stride[0];
+    return std::min(geometry_.kernel_h, stride / std::gcd(stride, geometry_.dilation[0]));
+}
+
 bool BitConv::pool_sums(int64_t pool_h, int64_t pool_w, const View& output,
                         BitConvTask* task) const {
     constexpr int64_t kMaxWindow = 16;  // kMaxPositions of the kernels
@@ -331,9 +337,11 @@ BitConvTask BitConv::task(const KernelTable& kernels, const View& input, const V
         if (strides.channel == words * 8) {  // all channels of a pixel lie together
             const int64_t reach = (g.kernel_w - 1) * g.dilation[1] + 1;
             const int64_t fresh = std::min(reach, g.stride[1]);  // columns
-            t.ahead_rows = g.kernel_h;
             t.ahead_row_bytes = g.dilation[0] * strides.row;
             t.ahead_bytes = (reach - fresh) * strides.column;
+            const bool stay = g.kernel_h * t.ahead_row_bytes <= kL2Budget;  // in the L2 cache
+            t.ahead_rows = stay ? fresh_rows() : g.kernel_h;
+            t.ahead_bytes += (g.kernel_h - t.ahead_rows) * t.ahead_row_bytes;
             t.ahead_vectors = fresh * strides.column / (words * 8);
         }
     } else {

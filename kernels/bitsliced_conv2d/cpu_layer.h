@@ -71,6 +71,8 @@ class BitConv {
         int64_t channel, row, column, phase;  // phase: between columns that differ mod stride
     };
     bool staged(const KernelTable& kernels, int64_t words) const;
+    // The last rows under an output: those that no output above it reads.
+    int64_t fresh_rows() const;
     // Of whole vectors; null where their numbers do not fit.
     const Quads* quads(const Strides& strides) const;
     View stage_view(char* stage, int64_t words) const;
