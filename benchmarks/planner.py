@@ -68,7 +68,7 @@ def networks() -> list[tuple[str, Program, int]]:
 def errors(program: Program, batch: int, threads: int = 1) -> list[tuple[str, float, float]]:
     """(case, predicted, measured) of every step that takes long enough."""
     compiled = CompiledProgram(program, program.input_kind)
-    layout = calibration.layout_of(compiled)
+    layout = calibration.layout_of(compiled, batch)
     costs = calibration.costs(compiled.isa, threads, layout)
     blocks = {layout: calibration.blocks(compiled, batch)}
     predicted = planner.ways(program, blocks, costs)[0].steps

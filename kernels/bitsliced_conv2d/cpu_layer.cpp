@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "cpu/parallel.h"
 
 namespace mpt {
 namespace {
 
-constexpr int64_t kL1Budget = 40 * 1024;
+constexpr int64_t kL1Budget = 40 * 1024, kL2Budget = 640 * 1024;
 
 void append_planes(std::vector<uint64_t>& constants, int64_t value, int32_t planes) {
     for (int32_t k = 0; k < planes; ++k)
@@ -180,6 +181,11 @@ const std::vector<int32_t>& BitConv::offsets(int64_t words, const Strides& strid
     return result;
 }
 
+int64_t BitConv::fresh_rows() const {
+    const int64_t stride = geometry_.stride[0];
+    return std::min(geometry_.kernel_h, stride / std::gcd(stride, geometry_.dilation[0]));
+}
+
 bool BitConv::pool_sums(int64_t pool_h, int64_t pool_w, const View& output,
                         BitConvTask* task) const {
     constexpr int64_t kMaxWindow = 16;  // kMaxPositions of the kernels
@@ -238,9 +244,11 @@ BitConvTask BitConv::task(const KernelTable& kernels, const View& input, const V
         if (strides.channel == words * 8) {  // all channels of a pixel lie together
             const int64_t reach = (g.kernel_w - 1) * g.dilation[1] + 1;
             const int64_t fresh = std::min(reach, g.stride[1]);  // columns
-            t.ahead_rows = g.kernel_h;
             t.ahead_row_bytes = g.dilation[0] * strides.row;
             t.ahead_bytes = (reach - fresh) * strides.column;
+            const bool stay = g.kernel_h * t.ahead_row_bytes <= kL2Budget;  // in the L2 cache
+            t.ahead_rows = stay ? fresh_rows() : g.kernel_h;
+            t.ahead_bytes += (g.kernel_h - t.ahead_rows) * t.ahead_row_bytes;
             t.ahead_vectors = fresh * strides.column / (words * 8);
         }
     } else {
@@ -279,6 +287,8 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
                   const View& residual, int64_t words, int64_t active, int64_t threads,
                   char* stage) const {
     const Geometry& g = geometry_;
+    if (code_ && whole_vectors(kernels, words))
+        return run_code(input, output, residual, threads);
     const BitConvTask t = task(kernels, input, output, residual, words, active, threads, stage);
     const auto kernel = output.kind == Kind::kBits ? kernels.bit_conv_sign : kernels.bit_conv_sums;
     const int64_t outputs = g.output.channels;

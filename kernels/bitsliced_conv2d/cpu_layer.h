@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bitsliced_conv2d/cpu_code.h"
 #include "cpu/geometry.h"
 #include "cpu/tasks.h"
 
@@ -53,6 +54,10 @@ class BitConv {
                      const View& residual, int64_t words, int64_t active, int64_t threads,
                      char* stage) const;
 
+    // Makes the code by which run() then computes whole vectors of bits whose rows lie as those of `input`,
+    // where that is faster than lists.
+    void make_code(const View& input) const;
+
     // `input` has a zero border of at least the padding. `residual.origin` is null without one.
     // `active` groups of 16 lanes are written when the result is sums.
     void run(const KernelTable& kernels, const View& input, const View& output,
@@ -79,6 +84,8 @@ class BitConv {
     };
     bool staged(const KernelTable& kernels, int64_t words) const;
     class QuadWriter;
+    // The last rows under an output: those that no output above it reads.
+    int64_t fresh_rows() const;
     // Of whole vectors; null where their numbers do not fit.
     const Quads* quads(const Strides& strides) const;
     std::vector<int32_t> quad_order() const;
@@ -90,6 +97,10 @@ class BitConv {
     void order_constants(Quads* quads) const;
     void raise_constants(Quads* quads) const;
     void set_constants(const Thresholds* thresholds);
+    bool fits_code() const;
+    std::vector<CodeChannel> code_channels(const View& input) const;
+    void run_code(const View& input, const View& output, const View& residual,
+                  int64_t threads) const;
 
     Geometry geometry_;
     AxisClasses rows_, columns_;
@@ -103,6 +114,8 @@ class BitConv {
     mutable std::mutex mutex_;
     mutable std::map<std::array<int64_t, 3>, std::vector<int32_t>> offsets_;
     mutable std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Quads>> quads_;
+    mutable std::once_flag code_made_;
+    mutable std::unique_ptr<const BitCode> code_;
 };
 
 }  // namespace mpt

@@ -203,7 +203,8 @@ void bind_program(py::module_& m) {
         .def("step_times", &Program::step_times)
         .def_property_readonly("lanes", &Program::lanes)
         .def_property_readonly("isa", &Program::isa)
-        .def_property_readonly("makes_code", &Program::makes_code);
+        .def_property_readonly("makes_code", &Program::makes_code)
+        .def_property_readonly("makes_bit_code", &Program::makes_bit_code);
 }
 
 }  // namespace mpt

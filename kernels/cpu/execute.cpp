@@ -62,7 +62,7 @@ int64_t Program::run_images(const In* x, int64_t left, int64_t threads, char* ar
                             std::vector<double>* times) const {
     const int64_t lanes = block_lanes(left), count = std::min(lanes, left);
     StepContext context = {kernels_, values_, arena, nullptr, lanes, (count + kGroup - 1) / kGroup,
-                           threads};
+                           threads, makes_bit_code()};
     load_block(x, count, context);
     for (size_t s = 0; s < image_steps_.size(); ++s) {
         if (!image_steps_[s]) continue;

@@ -153,6 +153,24 @@ void Assembler::spread_float(int to, const uint8_t* constant) {
     constant_operand(to, constant);
 }
 
+void Assembler::spread_word(int to, Base base, int64_t distance) {
+    prefix({2, 1, 0x18}, to, 0, int(base));
+    memory(to, base, distance, sizeof(int32_t));
+}
+
+constexpr VectorOp kAnyFunction = {3, 1, 0x25};
+
+void Assembler::combine(uint8_t table, int to, int first, int second) {
+    operate(kAnyFunction, to, first, second);
+    byte(table);
+}
+
+void Assembler::combine_with_word(uint8_t table, int to, int first, Base base, int64_t distance) {
+    prefix(kAnyFunction, to, first, int(base), false, true);
+    memory(to, base, distance, sizeof(int32_t));
+    byte(table);
+}
+
 void Assembler::constant_operand(int to, const uint8_t* constant) {
     byte((to & 7) << 3 | 5);  // relative to the next instruction
     word(int32_t(constant - (at_ + 4)));
@@ -172,8 +190,7 @@ void Assembler::shift(int direction, int vector, int bits) {
 
 void Assembler::set_ones(int vector) {
     if (avx512_) {
-        operate({3, 1, 0x25}, vector, vector, vector);  // any function of three operands:
-        byte(0xFF);                                     // all bits 1
+        combine(0xFF, vector, vector, vector);
     } else {
         operate({1, 1, 0x76}, vector, vector, vector);  // equal
     }

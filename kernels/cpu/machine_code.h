@@ -66,6 +66,10 @@ class Assembler {
     void operate(const VectorOp& op, int to, int first, Base base, int64_t distance);
     // The same with one float in all lanes of the second operand, at `constant`.
     void operate_with_float(const VectorOp& op, int to, int first, const uint8_t* constant);
+    // to = any function of `to` and two operands, bit by bit, by its truth table, whose entry 4a + 2b + c
+    // is of bits a, b and c; the second may be one word in all lanes, from memory. AVX-512 alone.
+    void combine(uint8_t table, int to, int first, int second);
+    void combine_with_word(uint8_t table, int to, int first, Base base, int64_t distance);
     // Of one operand.
     void convert(const VectorOp& op, int to, int from) { operate(op, to, 0, from); }
     void move(const VectorOp& op, int vector, Base base, int64_t distance) {
@@ -73,6 +77,7 @@ class Assembler {
     }
     void set_ones(int vector);                           // 1.0f in all lanes
     void spread_float(int to, const uint8_t* constant);  // the one float at `constant`
+    void spread_word(int to, Base base, int64_t distance);  // any 32 bits
     // Half a vector of 16-bit integers to a whole one of 32-bit ones, and back.
     void widen_shorts(int to, int from);
     void widen_shorts(int to, Base base, int64_t distance);

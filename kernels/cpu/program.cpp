@@ -384,6 +384,11 @@ bool Program::can_make_code() const {
     });
 }
 
+bool Program::makes_bit_code() const {
+    return code_ && kernels_.code_vector_bytes == 64 && whole_vectors(kernels_, lanes_ / 64) &&
+           any_of_kind(Kind::kBits) && can_run_code();
+}
+
 bool Program::any_of_kind(Kind kind) const {
     return std::any_of(values_.begin(), values_.end(),
                        [=](const Value& v) { return v.layout.kind == kind; });

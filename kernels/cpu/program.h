@@ -30,7 +30,7 @@ struct Slot {
 // throws std::invalid_argument on inconsistent input; after a throw the program is unchanged.
 class Program {
    public:
-    // `code`: convolutions of networks of floats or levels may be made into code, where that is possible.
+    // `code`: convolutions may be made into code, where that is possible.
     Program(Shape input, const std::string& isa, Kind input_kind,
             LaneLayout lane_layout = LaneLayout::kAuto, bool code = true);
 
@@ -59,6 +59,8 @@ class Program {
     // Of a finished program: true if it is of floats or levels alone, and the processor and the system
     // let their convolutions be made into code.
     bool makes_code() const { return values_.front().layout.by_pixels; }
+    // The same of convolutions of bits that give bits, in blocks of 512 images, where they have few taps.
+    bool makes_bit_code() const;
     int64_t lanes() const;
     // Lanes of the first block of so many images.
     int64_t block_lanes(int64_t images) const;

@@ -60,6 +60,11 @@ int64_t BitConvStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int6
     return conv_.stage_bytes(kernels, lanes / 64);
 }
 
+void BitConvStep::make_ready(const StepContext& context, int) const {
+    if (context.bit_code && whole_vectors(context.kernels, context.lanes / 64))
+        conv_.make_code(context.view(sources_[0]));
+}
+
 void BitConvStep::run(const StepContext& context, int output) const {
     conv_.run(context.kernels, context.view(sources_[0]), context.view(output),
               residual_view(context, sources_), context.lanes / 64, context.active,

@@ -31,6 +31,7 @@ struct StepContext {
     char* arena;
     char* stage;
     int64_t lanes, active, threads;  // active: groups of 16 lanes in use
+    bool bit_code;                   // convolutions of bits may be made into code
 
     View view(int value) const;
     // Groups to loop over where whole pixels are written.
@@ -100,6 +101,7 @@ class BitConvStep : public Step {
     BitConvStep(int source, int residual, const Geometry& geometry, const Taps& taps,
                 const Thresholds* thresholds);
     int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
+    void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
     int64_t pixel_stage_bytes(const PixelContext& context, int output) const override;
     void run_pixels(const PixelContext& context, int output) const override;

@@ -248,8 +248,7 @@ def pack(
     8-bit integers and the result an approximation, faster at large batches (`packed.quantize`).
     `calibration`: for "int8", images [N, ...] as the packed network takes them, or a list of such
     batches; a few hundred of the training set are enough. Compare the accuracy of both.
-    `code`: False keeps the C++ engine from making machine code of float and 8-bit layers
-    (`runtime.Model`).
+    `code`: False keeps the C++ engine from making machine code of layers (`runtime.Model`).
 
     What the engine has no step for runs in PyTorch and is named in `plan()`. Raises PackError, in
     one line, for a model that cannot be traced, run on the example, or has NaN parameters; and for

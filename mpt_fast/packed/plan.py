@@ -112,7 +112,7 @@ def engine_rows(model: Model, batch: int, threads: int) -> list[PlanStep]:
     if compiled.uses_pixels(batch):
         way = _pixel_way(program, compiled, batch)
     else:
-        layout = calibration.layout_of(compiled)
+        layout = calibration.layout_of(compiled, batch)
         blocks = {layout: calibration.blocks(compiled, batch)}
         costs = calibration.costs(compiled.isa, threads, layout)
         way = planner.ways(program, blocks, costs)[0]

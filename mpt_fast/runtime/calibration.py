@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from mpt_fast.kernels import cpu
 from mpt_fast.runtime.container import FileError, write_whole
 from mpt_fast.runtime.engine import CompiledProgram
-from mpt_fast.runtime.kernels import CODE, IMAGES, KERNELS, Block, Kernel, kernels_for
+from mpt_fast.runtime.kernels import BIT_CODE, CODE, IMAGES, KERNELS, Block, Kernel, kernels_for
 from mpt_fast.runtime.processor import processor
 from mpt_fast.runtime.program import Flatten, Kind, Program
 from mpt_fast.runtime.synthetic import Synthetic
@@ -48,9 +48,15 @@ Costs = Mapping[str, tuple[float, ...]]
 """Coefficients in seconds by `Kernel.case`, in the order of its terms."""
 
 
-def layout_of(compiled: CompiledProgram) -> str:
-    """The layout in which `compiled` runs with images in the lanes."""
-    return CODE if compiled.code else IMAGES
+def layout_of(compiled: CompiledProgram, batch: int) -> str:
+    """The layout in which `compiled` runs a batch with images in the lanes.
+
+    Code of bits is for blocks of full width alone.
+    """
+    if compiled.code:
+        return CODE
+    full = compiled.block_lanes(batch) == compiled.lanes
+    return BIT_CODE if compiled.bit_code and full else IMAGES
 
 
 def kernels_of(layout: str) -> list[Kernel]:
@@ -151,16 +157,16 @@ class Point(NamedTuple):
 
 
 def points(
-    compiled: CompiledProgram, program: Program, times: Sequence[float], batch: int
+    compiled: CompiledProgram, program: Program, times: Sequence[float], batch: int, layout: str
 ) -> Iterator[Point]:
-    """What the step clock of a run of `batch` images tells, step by step."""
+    """What the step clock of a run of `batch` images tells, step by step, of a layout's kernels."""
     values = program.values()
     parts = blocks(compiled, batch)
     for step, result, seconds in zip(program.steps, values[1:], times, strict=True):
         if seconds == 0:  # done inside a later step
             continue
         sources = [values[source] for source in step.sources()]
-        for kernel in kernels_for(step, sources, result, layout_of(compiled)):
+        for kernel in kernels_for(step, sources, result, layout):
             counts = [kernel.count(step, sources, result, block) for block in parts]
             yield Point(kernel.case, tuple(map(sum, zip(*counts, strict=True))), seconds)
 
@@ -170,8 +176,9 @@ def measure(isa: str, threads: int, layout: str) -> list[Point]:
     end = time.perf_counter() + _SECONDS
     rng = np.random.default_rng(0)
     runs = []
-    code = layout == CODE
-    for program, batches in _code_programs() if code else _programs():
+    for program, batches in _code_programs() if layout == CODE else _programs():
+        has_bits = any(value.kind == "bits" for value in program.values())
+        code = layout == CODE or (layout == BIT_CODE and has_bits)
         compiled = CompiledProgram(program, program.input_kind, isa, "images", code)
         for batch in (min(batch, compiled.lanes) for batch in batches):
             x = rng.standard_normal((batch, *program.input))
@@ -187,7 +194,7 @@ def measure(isa: str, threads: int, layout: str) -> list[Point]:
             times = np.array(compiled.step_times())
             least[number] = np.minimum(times, least[number]) if repeat > 1 else times
     for number, (compiled, program, batch, _) in enumerate(runs):
-        found += points(compiled, program, least[number].tolist(), batch)
+        found += points(compiled, program, least[number].tolist(), batch, layout)
     return found
 
 

@@ -83,6 +83,12 @@ class CompiledProgram:
         """True if convolutions run as machine code made from their taps."""
         return self._handle.makes_code
 
+    @property
+    def bit_code(self) -> bool:
+        """True if convolutions of bits to bits run as machine code in blocks of 512 images, where
+        they have few taps."""
+        return self._handle.makes_bit_code
+
     def block_lanes(self, batch: int) -> int:
         """Images side by side in the first block of a batch."""
         return self._handle.block_lanes(batch)

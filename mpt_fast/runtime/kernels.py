@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mpt_fast.kernels import cpu
 from mpt_fast.runtime.program import (
     LEVELS,
@@ -31,9 +33,15 @@ _SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of lo
 _FUNCTION_TAPS, _FUNCTION_SLICE = 4500, 36 * 1024
 _NEAR_CODE, _NEAR_BAND, _FAR_BAND = 256 * 1024, 64 * 1024, 1024 * 1024
 
+# As in bitsliced_conv2d/cpu_code_layer.cpp and cpu_code.h: taps of a layer of bits, for a pixel of
+# its result and of one of its channels, up to which it runs as code; and the images of a block.
+_BIT_CODE_TAPS, _BIT_CODE_PIXEL_TAPS, _BIT_CODE_CHANNEL_TAPS = 32 * 1024, 1024, 4095
+_BIT_CODE_LANES = 512
+
 # Layouts with images in the lanes: values lie channel by channel, or pixel by pixel as layers read
-# and write them that run as code made from their taps.
-IMAGES, CODE = "images", "images by pixels"
+# and write them that run as code made from their taps. Or the first, where layers of bits run as
+# code, which does not change how their values lie.
+IMAGES, CODE, BIT_CODE = "images", "images by pixels", "images, bits by code"
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,28 @@ def _bit_sign(step: Step, sources: Sources, result: Value, block: Block) -> tupl
     staged = step.stride[1] > 1 and (block.lanes // 64) % block.words != 0
     moved = math.prod(sources[0].shape) * (block.lanes // 64) if staged else 0
     return 1, visits, adds, far, visits if step.residual >= 0 else 0, moved
+
+
+def _bit_code(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
+    """The functions of all outputs, called pixel by pixel; narrow blocks still have lists."""
+    assert isinstance(step, ConvSign)
+    if block.lanes < _BIT_CODE_LANES:
+        _, visits, adds, far, chosen, moved = _bit_sign(step, sources, result, block)
+        return 1, 0, 0, 0, 0, chosen, visits, adds, far, moved
+    visits, adds, _ = _bit_visits(step, result, block)
+    read = sources[0].channels * result.height * result.width * step.stride[1]
+    chosen = visits if step.residual >= 0 else 0
+    return 1, visits, adds, step.taps.kept, read, chosen, 0, 0, 0, 0
+
+
+def _runs_as_bit_code(step: Step, result: Value) -> bool:
+    if not isinstance(step, ConvSign):
+        return False
+    most = min(_BIT_CODE_TAPS, _BIT_CODE_PIXEL_TAPS * result.height * result.width)
+    return (
+        step.taps.kept <= most
+        and int(np.diff(step.taps.indptr).max(initial=0)) <= _BIT_CODE_CHANNEL_TAPS
+    )
 
 
 def _bit_sums(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
@@ -277,6 +307,15 @@ def _combine_kernel(case: str, fits: Callable[[str], bool], bits: bool = True) -
     )
 
 
+def _beside_bit_code(kernel: Kernel) -> Kernel:
+    """The same in programs whose layers of bits run as code where they have few taps."""
+
+    def runs(step: Step, sources: Sources, result: Value) -> bool:
+        return kernel.runs(step, sources, result) and not _runs_as_bit_code(step, result)
+
+    return replace(kernel, case=f"{kernel.case} beside code of bits", layout=BIT_CODE, runs=runs)
+
+
 def _of_code(kernel: Kernel) -> Kernel:
     """The same in programs whose layers run as code."""
     return replace(
@@ -302,7 +341,7 @@ _REAL_STEPS = (
     _pool_kernel("average pool", lambda step, kind: isinstance(step, AvgPool)),
 )
 
-KERNELS: tuple[Kernel, ...] = (
+_IMAGES: tuple[Kernel, ...] = (
     Kernel(
         "bit-sliced",
         "bit-sliced sign",
@@ -344,6 +383,31 @@ KERNELS: tuple[Kernel, ...] = (
         _flatten,
         "lanes are images, so nothing moves",
     ),
+)
+
+KERNELS: tuple[Kernel, ...] = (
+    *_IMAGES,
+    Kernel(
+        "bit-sliced code",
+        "bit-sliced code sign",
+        BIT_CODE,
+        lambda step, sources, result: _runs_as_bit_code(step, result),
+        (
+            "call",
+            "vector",
+            "tap",
+            "tap's code fetched",
+            "input vector read",
+            "vector chosen by a residual",
+            "vector by lists",
+            "tap by lists",
+            "tap by lists beyond L1",
+            "word sorted by stride",
+        ),
+        _bit_code,
+        "+-1 inputs and taps: counts bits, as machine code",
+    ),
+    *map(_beside_bit_code, _IMAGES),
     _code_kernel("f32", binary=True),
     _code_kernel("f32", binary=False),
     _code_kernel("levels", binary=True),

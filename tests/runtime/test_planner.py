@@ -13,13 +13,14 @@ from mpt_fast.kernels import cpu
 from mpt_fast.runtime import Program, Step, Value, calibration, kernels, planner
 from mpt_fast.runtime.calibration import Point
 from mpt_fast.runtime.engine import CompiledProgram
-from mpt_fast.runtime.kernels import CODE, IMAGES, KERNELS, Block, Kernel
+from mpt_fast.runtime.kernels import BIT_CODE, CODE, IMAGES, KERNELS, Block, Kernel
 from mpt_fast.runtime.synthetic import Synthetic
 
 needs_engine = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
 # Code is made for these instruction sets.
 CODED = cpu.available() and not {"avx512", "avx2"}.isdisjoint(cpu.engine().isas())
-LAYOUTS = kernels.LAYOUTS if CODED else (IMAGES,)
+BIT_CODED = CODED and "avx512" in cpu.engine().isas()
+LAYOUTS = (IMAGES, *((CODE,) if CODED else ()), *((BIT_CODE,) if BIT_CODED else ()))
 BLOCK = Block(lanes=256, groups=16, words=4)
 
 
@@ -105,6 +106,30 @@ def test_counts_of_layers_that_run_as_code() -> None:
     assert counts(net.steps[-1], net.values, block, CODE) == {
         "call": 1, "value": 30 * 9, "value read": 30 * 9 * 4
     }  # fmt: skip
+
+
+def test_counts_of_layers_of_bits_that_run_as_code() -> None:
+    net = Synthetic((64, 6, 6))
+    bits = net.combine(0, "bits")
+    net.sign(bits, 32, 3, 0.5, residual=net.sign(bits, 32, 3, 0.5))
+    step = net.steps[-1]
+    kept = step.taps.kept  # type: ignore[attr-defined]
+    found = counts(step, net.values, Block(512, 32, 8), BIT_CODE)
+    assert (found["call"], found["vector"], found["tap"]) == (1, 32 * 36, kept * 36)
+    assert found["input vector read"] == 64 * 36
+    assert found["vector chosen by a residual"] == 32 * 36
+    assert found["vector by lists"] == found["tap by lists"] == 0
+    # The last images of a batch may fill a narrower block.
+    narrow = counts(step, net.values, Block(64, 1, 8), BIT_CODE)
+    lists = counts(step, net.values, Block(64, 1, 8), IMAGES)
+    assert narrow["vector"] == narrow["tap"] == narrow["input vector read"] == 0
+    assert narrow["vector by lists"] == lists["vector"]
+    assert narrow["tap by lists"] == lists["tap"]
+    # Layers of many taps, or of many in one channel, keep lists.
+    for outputs, size, few in ((32, 3, True), (64, 3, False), (1, 9, False)):
+        net.sign(bits, outputs, size, 1.0)
+        (kernel,) = kernels.kernels_for(net.steps[-1], [net.values[bits]], net.values[-1], BIT_CODE)
+        assert kernel.name == ("bit-sliced code" if few else "bit-sliced")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -326,7 +351,7 @@ def test_a_step_without_a_known_cost_does_not_make_a_way_cheap(
 @pytest.mark.parametrize("code", [True, False])
 def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> None:
     compiled = CompiledProgram(reals(), "f32", code=code)
-    layout = calibration.layout_of(compiled)
+    layout = calibration.layout_of(compiled, 20)
     assert layout == (CODE if compiled.code else IMAGES)
     costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
     (way,) = planner.ways(reals(), {layout: calibration.blocks(compiled, 20)}, costs)
@@ -334,3 +359,18 @@ def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> No
     assert [step.kernel for step in way.steps] == [name, "pool", name]
     assert way.complete
     assert all("machine code" in s.why for s in way.steps if s.kernel == "sparse code")
+
+
+@needs_engine
+@pytest.mark.parametrize("code", [True, False])
+def test_a_program_of_bits_is_planned_with_code_where_it_runs_as_code(code: bool) -> None:
+    compiled = CompiledProgram(network(), "f32", code=code)
+    assert calibration.layout_of(compiled, 256) == IMAGES  # a block of half the width
+    layout = calibration.layout_of(compiled, 600)
+    assert layout == (BIT_CODE if code and BIT_CODED else IMAGES)
+    costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
+    (way,) = planner.ways(network(), {layout: calibration.blocks(compiled, 600)}, costs)
+    name = "bit-sliced code" if code and BIT_CODED else "bit-sliced"
+    found = [step.kernel for step in way.steps]
+    assert found == ["elementwise", name, "pool", "bit-sliced", "elementwise"]
+    assert way.complete
