@@ -15,7 +15,8 @@ const PixelKernels& pixel_kernels() {
         kTileVectors, MPT_VECTOR_BYTES, Plane<Block::kSmall>::kLists,
         tap_planes,   stage_planes,     pair_signs,
         pixel_bit_conv, narrow,         finish_pixel_code,
-        kFillChannel,   kShiftChannels, kShortLists,    kNegate,
+        kFillChannel,   kShiftChannels, kPickLanes,     kShortLists,
+        kFinishShortLists, kNegate,
         drain_levels,   pixel_real_conv};
     return table;
 }
