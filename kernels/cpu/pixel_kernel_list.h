@@ -3,6 +3,7 @@
 
 #include "bitsliced_conv2d/cpu_pixels_kernel.h"
 #include "bitsliced_conv2d/cpu_pixels_stage_kernel.h"
+#include "cpu/pixel_pool_kernel.h"
 #include "sparse_conv2d/cpu_levels_pixels_kernel.h"
 #include "sparse_conv2d/cpu_pixels_fill_kernel.h"
 #include "sparse_conv2d/cpu_short_lists_kernel.h"
@@ -17,7 +18,7 @@ const PixelKernels& pixel_kernels() {
         pixel_bit_conv, narrow,         finish_pixel_code,
         kFillChannel,   kShiftChannels, kPickLanes,     kShortLists,
         kFinishShortLists, kNegate,
-        drain_levels,   pixel_real_conv};
+        kPoolPairs,     drain_levels,   pixel_real_conv};
     return table;
 }
 

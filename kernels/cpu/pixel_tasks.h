@@ -184,6 +184,15 @@ struct ShortSums {
     const uint16_t* order;  // of two vectors: for each pixel its lane of the 64; of one: null
 };
 
+// Channels of 16-bit levels; `elements`, all images of a channel, is a multiple of 64, of which rows of
+// `width`, 2 to 32, take two or more.
+struct PairPoolTask {
+    const char* from;
+    char* to;
+    int64_t from_step, to_step;  // bytes between channels
+    int64_t channels, elements, width;
+};
+
 struct PixelKernels {
     int64_t tile_vectors;  // most vectors that a tile of RealPixelTask may span
     int64_t vector_bytes;
@@ -206,6 +215,7 @@ struct PixelKernels {
     // What follows the sums of output channels [begin, end).
     void (*finish_short_lists)(const RealPixelTask&, const ShortSums&, int64_t begin, int64_t end);
     void (*negate)(Kind, const char* from, int64_t bytes, char* to);  // whole vectors are written
+    void (*pool_pairs)(const PairPoolTask&);
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much

@@ -37,7 +37,12 @@ ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const ShortSh
     const auto area = int64_t(shape.positions.size());
     const int64_t most = kBlockBytes / (2 * channel_bytes_);
     block_channels_ = divided(inputs_, divided(inputs_, most));
-    while (is_levels(kind_) && most_of_a_sign(taps, area) > kLevelTaps) --block_channels_;
+    while (is_levels(kind_)) {
+        const int64_t of_a_sign = most_of_a_sign(taps, area);
+        if (of_a_sign <= kLevelTaps) break;
+        const int64_t fewer = block_channels_ * kLevelTaps / of_a_sign;
+        block_channels_ = std::clamp<int64_t>(fewer, 1, block_channels_ - 1);
+    }
     blocks_ = divided(inputs_, block_channels_);
     negative_ = rounded(block_channels_ * channel_bytes_, kVector);
     make_lists(taps, shape);
