@@ -8,8 +8,9 @@
 namespace mpt {
 namespace {
 
-// Most images, least taps.
-constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 4096;
+// Most images, of levels in one and in two vectors, and least taps.
+constexpr int64_t kShortImagesReals = 1, kShortImages = 6, kShortImagesPairs = 2;
+constexpr int64_t kShortTaps = 4096;
 constexpr int64_t kVector = 64, kLanes = kVector / 2;  // of levels
 constexpr int64_t kMostScratch = 8 * 1024;
 
@@ -84,7 +85,9 @@ bool RealPixels::can_use_short_lists() const {
 
 // Few images, for code serves all of them once it has come from memory.
 bool RealPixels::uses_short_lists(int64_t images) const {
-    const int64_t most = is_levels(kind_) ? kShortImagesLevels : kShortImagesReals;
+    const int64_t most = !is_levels(kind_)        ? kShortImagesReals
+                         : short_shape_.step > 0 ? kShortImagesPairs
+                                                 : kShortImages;
     return as_code_ && images <= most && can_use_short_lists();
 }
 

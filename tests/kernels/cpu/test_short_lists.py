@@ -108,6 +108,8 @@ def test_how_real_layers_keep_their_taps(isa: str) -> None:
     assert strided(8) == [lists]
     assert kept(4, levels=True, batch=6) == lists
     assert kept(4, levels=True, batch=7) == kept(4, batch=2) == "sparse code"
+    assert kept(8, levels=True, batch=2) == lists
+    assert kept(8, levels=True, batch=3) == "sparse code"
     assert kept(4, out=10) == kept(5) == "sparse code"  # few taps; two vectors
     assert kept(8) == kept(8, size=1) == kept(9, levels=True) == "sparse code"
     assert kept(8, size=5) == kept(1, size=1) == kept(224, out=2) == "sparse"
