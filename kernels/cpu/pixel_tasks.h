@@ -165,9 +165,9 @@ struct PickTask {
 constexpr int kShortChannels = 8;
 struct ShortListTask {
     Kind kind;
-    bool first;       // sums start from zero
+    bool first;         // sums start from zero
     int64_t sum_bytes;  // of an output channel: a vector or, of levels, also half of one or two
-    int64_t step;     // bytes from the first vector that a tap adds to the second: 64 or 128
+    int64_t step;       // bytes from the first vector that a tap adds to the second: 64 or 128
     int64_t groups;
     const char* input;
     // [taps of the group][eight]: half the distance from `input` to the first vector that is added.
