@@ -1,4 +1,6 @@
-// engine.Program and engine.isas for Python.
+// engine.Program, engine.isas and engine.all_finite for Python.
+#include <cstring>
+
 #include "cpu/arguments.h"
 #include "cpu/bindings.h"
 #include "cpu/program.h"
@@ -59,6 +61,27 @@ py::array run(const Program& program, const py::array& x, int64_t threads) {
                          : run_typed<double, float>(program, x, threads);
     return to_double ? run_typed<float, double>(program, x, threads)
                      : run_typed<float, float>(program, x, threads);
+}
+
+// No entry has an exponent of ones, which only NaN and infinite values have.
+template <class Word, class Real>
+bool all_finite(const py::array& x, Word exponent) {
+    const Real* values = static_cast<const Real*>(x.data());
+    const int64_t count = x.size();
+    Word found = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        Word word;
+        std::memcpy(&word, values + i, sizeof word);
+        found |= Word((word & exponent) == exponent);
+    }
+    return found == 0;
+}
+
+bool is_finite(const py::array& x) {
+    if (!(x.flags() & py::array::c_style)) fail("x must be C-contiguous");
+    if (has_type<float>(x)) return all_finite<uint32_t, float>(x, 0x7f800000);
+    if (has_type<double>(x)) return all_finite<uint64_t, double>(x, uint64_t{0x7ff} << 52);
+    fail("x must be a float32 or float64 array");
 }
 
 std::vector<double> joined(const std::vector<py::array>& parts, const std::string& name,
@@ -158,6 +181,7 @@ void bind_steps(py::class_<Program>& program) {
 
 void bind_program(py::module_& m) {
     using py::arg;
+    m.def("all_finite", &is_finite, arg("x"));
     m.def(
         "isas",
         [] {

@@ -3,6 +3,7 @@
 
 #include "bitsliced_conv2d/cpu_pixels_kernel.h"
 #include "bitsliced_conv2d/cpu_pixels_stage_kernel.h"
+#include "cpu/pixel_pool_kernel.h"
 #include "sparse_conv2d/cpu_levels_pixels_kernel.h"
 #include "sparse_conv2d/cpu_pixels_fill_kernel.h"
 #include "sparse_conv2d/cpu_short_lists_kernel.h"
@@ -15,8 +16,9 @@ const PixelKernels& pixel_kernels() {
         kTileVectors, MPT_VECTOR_BYTES, Plane<Block::kSmall>::kLists,
         tap_planes,   stage_planes,     pair_signs,
         pixel_bit_conv, narrow,         finish_pixel_code,
-        kFillChannel,   kShiftChannels, kShortLists,    kNegate,
-        drain_levels,   pixel_real_conv};
+        kFillChannel,   kShiftChannels, kPickLanes,     kShortLists,
+        kFinishShortLists, kNegate,
+        kPoolPairs,     drain_levels,   pixel_real_conv};
     return table;
 }
 

@@ -194,7 +194,7 @@ void PoolStep::run_pixels(const PixelContext& context, int output) const {
     };
     if (from.kind != Kind::kBits)
         return each_part([&](int64_t begin, int64_t end, int64_t) {
-            pool_pixels(from, to, t, begin, end);
+            pool_pixels(pixel_kernels_for(context.kernels), from, to, t, begin, end);
         });
     const BitPool pool(context.kernels, bit_planes(from.shape, to.shape), from, to);
     each_part([&](int64_t begin, int64_t end, int64_t thread) {

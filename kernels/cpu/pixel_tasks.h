@@ -147,19 +147,50 @@ struct ShiftTask {
     const uint32_t* masks;
 };
 
+// The stage of some channels of levels and its negative, vector by vector: a lane comes from one of the 64
+// elements that lie `offset` bytes behind the channel's first, or is zero without its bit in `mask`.
+struct LanePick {
+    int32_t offset;
+    uint32_t mask;
+    uint16_t index[32];
+};
+struct PickTask {
+    int64_t channels, from_step, to_step;  // steps: bytes between channels
+    int64_t vectors;                       // of a channel
+    int64_t negative;                      // bytes from a vector to its negative
+    const LanePick* picks;                 // [vectors]
+};
+
 // One block of input channels and some groups of eight output channels of ShortLists.
 constexpr int kShortChannels = 8;
 struct ShortListTask {
     Kind kind;
-    bool halves;  // of levels: vectors of 32 bytes
-    bool first;   // sums start from zero
+    bool first;         // sums start from zero
+    int64_t sum_bytes;  // of an output channel: a vector or, of levels, also half of one or two
+    int64_t step;       // bytes from the first vector that a tap adds to the second: 64 or 128
     int64_t groups;
     const char* input;
-    // [taps of the group][eight]: half the distance from `input` to the vector that is added.
+    // [taps of the group][eight]: half the distance from `input` to the first vector that is added.
     const uint16_t* entries;
     const uint16_t* order;  // [groups][eight]: the output channels
     const int32_t* taps;    // [groups]
-    char* sums;             // a vector to an output channel
+    char* sums;
+};
+
+// Where the sums of ShortLists lie, output channel by output channel.
+struct ShortSums {
+    const char *sums, *wide;  // wide: of levels, in 32 bits, where RealPixelTask::drained says so
+    int64_t sum_bytes;
+    const uint16_t* order;  // of two vectors: for each pixel its lane of the 64; of one: null
+};
+
+// Channels of 16-bit levels; `elements`, all images of a channel, is a multiple of 64, of which rows of
+// `width`, 2 to 32, take two or more.
+struct PairPoolTask {
+    const char* from;
+    char* to;
+    int64_t from_step, to_step;  // bytes between channels
+    int64_t channels, elements, width;
 };
 
 struct PixelKernels {
@@ -179,8 +210,12 @@ struct PixelKernels {
     // Of one image; null without masked vectors, as those up to short_lists.
     void (*fill_channel)(const FillTask&, const char* pixels, char* to);
     void (*shift_channels)(const ShiftTask&, const char* pixels, char* to);
+    void (*pick_lanes)(const PickTask&, const char* from, char* to);
     void (*short_lists)(const ShortListTask&);
+    // What follows the sums of output channels [begin, end).
+    void (*finish_short_lists)(const RealPixelTask&, const ShortSums&, int64_t begin, int64_t end);
     void (*negate)(Kind, const char* from, int64_t bytes, char* to);  // whole vectors are written
+    void (*pool_pairs)(const PairPoolTask&);
     // As in KernelTable.
     void (*drain)(const char* sums, int64_t count, Drain drain, char* wide);
     // scratch: (end - begin) * tile_vectors vectors; levels: three times as much

@@ -61,6 +61,7 @@ T larger(T best, T other) {
     return other > best || other != other ? other : best;
 }
 
+constexpr int64_t kPairs = 64;  // elements of PairPoolTask
 constexpr int64_t kPooled = 8;  // channels pooled together: the adds of one wait for each other
 
 // A window of CHANNELS channels, `step` bytes apart.
@@ -216,8 +217,13 @@ void flatten_pixels(const PixelView& from, const PixelView& to, int64_t c) {
         flatten_elements<int32_t>(from, to, c);
 }
 
-void pool_pixels(const PixelView& from, const PixelView& to, const PoolTask& pool, int64_t begin,
-                 int64_t end) {
+void pool_pixels(const PixelKernels& kernels, const PixelView& from, const PixelView& to,
+                 const PoolTask& pool, int64_t begin, int64_t end) {
+    const int64_t width = from.shape.width, at_once = kPairs / std::max<int64_t>(width, 1);
+    if (kernels.pool_pairs && is_levels(from.kind) && pools_halves(from.shape, to.shape, pool) &&
+        at_once * width == kPairs && at_once >= 2 && from.lanes() % kPairs == 0)
+        return kernels.pool_pairs({from.channel(begin), to.channel(begin), from.channel_bytes,
+                                   to.channel_bytes, end - begin, from.lanes(), width});
     if (from.kind == Kind::kSums)
         pool_elements<int32_t>(from, to, pool, begin, end);
     else if (from.kind == Kind::kF32)

@@ -42,7 +42,7 @@ void flatten_pixels(const PixelView& from, const PixelView& to, int64_t c);
 
 // Pooling of channels [begin, end) of any kind but bits, with the window and divisor of `pool` (its
 // views are not read). Adds in the order of the other layout's kernel.
-void pool_pixels(const PixelView& from, const PixelView& to, const PoolTask& pool, int64_t begin,
-                 int64_t end);
+void pool_pixels(const PixelKernels& kernels, const PixelView& from, const PixelView& to,
+                 const PoolTask& pool, int64_t begin, int64_t end);
 
 }  // namespace mpt

@@ -14,8 +14,6 @@ constexpr int64_t kBandBytes = 256 * 1024;  // of sums on their way from block t
 // Code that leaves the L2 cache is passed by once for several images, in stages of so many bytes.
 constexpr int64_t kStages = 4 << 20;
 constexpr int64_t kStageBytes = 512 * 1024, kLeastRows = 4;  // of what is staged at a time
-// For short lists: most images, least taps.
-constexpr int64_t kShortImagesReals = 1, kShortImagesLevels = 6, kShortTaps = 4096;
 constexpr int64_t kShifted = 64;  // bytes of the vectors of PixelKernels::shift_channels
 constexpr int64_t kFilled = 8;  // channels of the stage at a time, side by side in the pages of each row
 
@@ -66,43 +64,6 @@ const TapCode& RealPixels::code() const {
                                                 ends ? &end : nullptr);
     });
     return *code_;
-}
-
-bool RealPixels::can_use_short_lists() const {
-    return pixel_kernels_for(kernels_).short_lists && across_ == 0 &&
-           conv_.compact_.count() >= kShortTaps &&
-           ShortLists::possible(conv_.geometry_, conv_.compact_, code_shape_);
-}
-
-// Few images, for code serves all of them once it has come from memory.
-bool RealPixels::uses_short_lists(int64_t images) const {
-    const int64_t most = is_levels(kind_) ? kShortImagesLevels : kShortImagesReals;
-    return as_code_ && images <= most && can_use_short_lists();
-}
-
-const ShortLists& RealPixels::short_lists() const {
-    std::call_once(short_made_, [&] {
-        short_lists_ =
-            std::make_unique<const ShortLists>(conv_.geometry_, conv_.compact_, code_shape_);
-    });
-    return *short_lists_;
-}
-
-void RealPixels::run_short_lists(const PixelView& input, const PixelView& output,
-                                 const PixelView& residual, int64_t threads, char* stage) const {
-    const PixelKernels& kernels = pixel_kernels_for(kernels_);
-    RealPixelTask t = task(kernels, kind_);
-    set_output(output, residual, &t);
-    for (int64_t image = 0; image < input.images; ++image) {
-        const int64_t lane = image * output.pixels();
-        t.output = output.data + lane * element_bytes(output.kind);
-        t.residual = residual.data ? residual.data + lane * element_bytes(kind_) : nullptr;
-        const auto fill = [&](int64_t begin, int64_t end, char* to) {
-            fill_code(kernels, input, image, begin, end, 0, grid_.rows,
-                      to - begin * code_shape_.channel_bytes);
-        };
-        short_lists().run(kernels, t, fill, threads, stage);
-    }
 }
 
 // Where each vector of a channel's stage comes from: row by row and place by place, or part by part.

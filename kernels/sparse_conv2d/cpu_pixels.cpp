@@ -81,6 +81,7 @@ RealPixels::RealPixels(const KernelTable& kernels, const RealConv& conv, const L
     points_ = of_points(g);
     if (input.by_pixels && grid_.by_column && fused_ && !points_) {
         shape_code();
+        shape_short_lists();
         as_code_ = worth_code(conv.compact_.count());
     }
     if (!as_code_) make_lists(conv.prepared_taps());
@@ -229,7 +230,7 @@ int64_t RealPixels::scratch_bytes(const PixelKernels& kernels, int64_t threads) 
 }
 
 int64_t RealPixels::stage_bytes(int64_t images, int64_t threads) const {
-    if (uses_short_lists(images)) return short_lists().bytes();
+    if (uses_short_lists(images)) return short_lists().bytes(threads);
     if (as_code_) return code_bytes(images, threads);
     const Shape out = conv_.geometry_.output;
     const int64_t sums =

@@ -58,9 +58,13 @@ class RealPixels {
     void fill_places(const char* pixels, int64_t top, int64_t rows, char* to) const;
     void shape_code();
     const TapCode& code() const;
+    void shape_short_lists();
+    bool pair_rows(const Geometry& geometry);
     bool can_use_short_lists() const;
     bool uses_short_lists(int64_t images) const;
     const ShortLists& short_lists() const;
+    void fill_short_lists(const PixelKernels& kernels, const PixelView& input, int64_t image,
+                          int64_t begin, int64_t end, char* to, int64_t negative) const;
     void run_short_lists(const PixelView& input, const PixelView& output,
                          const PixelView& residual, int64_t threads, char* stage) const;
     int32_t offset_of(int64_t o, int64_t index) const;
@@ -110,6 +114,11 @@ class RealPixels {
     int64_t across_ = 0;
     std::vector<int32_t> shift_offsets_;  // as in ShiftTask; empty where parts are no shifted channels
     std::vector<uint32_t> shift_masks_;
+    ShortShape short_shape_ = {};  // without positions: there are no such lists
+    // Of short lists of two vectors: where those of a channel's stage come from, which is the input or, where
+    // that is no single pair of vectors, the channel's stage for code.
+    std::vector<LanePick> picks_;
+    bool picks_input_ = false;
     int64_t blocks_ = 1, visit_ = 1;
     std::vector<RealRun> runs_;
     std::vector<int32_t> offsets_;

@@ -117,11 +117,27 @@ MPT_INLINE void shift_vectors(const ShiftTask& t, const char* pixels, char* to) 
 static void shift_channels(const ShiftTask& t, const char* pixels, char* to) {
     t.element_bytes == 2 ? shift_vectors<Shorts>(t, pixels, to) : shift_vectors<Words>(t, pixels, to);
 }
+
+static void pick_lanes(const PickTask& t, const char* from, char* to) {
+    for (int64_t c = 0; c < t.channels; ++c, from += t.from_step, to += t.to_step)
+        for (int64_t v = 0; v < t.vectors; ++v) {
+            const LanePick& pick = t.picks[v];
+            const char* const at = from + pick.offset;
+            const __m512i lanes = _mm512_maskz_permutex2var_epi16(
+                pick.mask, _mm512_loadu_si512(at), _mm512_loadu_si512(pick.index),
+                _mm512_loadu_si512(at + 64));
+            _mm512_storeu_si512(to + v * 64, lanes);
+            _mm512_storeu_si512(to + v * 64 + t.negative,
+                                _mm512_sub_epi16(_mm512_setzero_si512(), lanes));
+        }
+}
 constexpr auto kFillChannel = &fill_channel;
 constexpr auto kShiftChannels = &shift_channels;
+constexpr auto kPickLanes = &pick_lanes;
 #else
 constexpr decltype(PixelKernels::fill_channel) kFillChannel = nullptr;
 constexpr decltype(PixelKernels::shift_channels) kShiftChannels = nullptr;
+constexpr decltype(PixelKernels::pick_lanes) kPickLanes = nullptr;
 #endif
 
 }  // namespace MPT_ISA

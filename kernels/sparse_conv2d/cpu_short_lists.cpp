@@ -19,24 +19,51 @@ constexpr int64_t kBlockBytes = 40 * 1024;  // of a block with its negatives
 
 }  // namespace
 
-bool ShortLists::possible(const Geometry& g, const CompactTaps& taps, const CodeShape& shape) {
+bool ShortLists::possible(const Geometry& g, const CompactTaps& taps, const ShortShape& shape) {
     return taps.signs_only() && g.outputs_per_group() == g.output.channels &&
-           g.output.height * g.output.width * element_bytes(shape.kind) <= kVector &&
            2 * shape.channel_bytes <= kBlockBytes &&
            g.output.channels < std::numeric_limits<uint16_t>::max();
 }
 
-ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const CodeShape& shape)
+ShortLists::ShortLists(const Geometry& g, const CompactTaps& taps, const ShortShape& shape)
     : kind_(shape.kind),
       inputs_(g.input.channels),
       outputs_(g.output.channels),
-      channel_bytes_(shape.channel_bytes) {
-    const int64_t pieces = divided(2 * shape.block_channels * channel_bytes_, kBlockBytes);
-    block_channels_ = shape.block_channels / std::min(pieces, shape.block_channels);
-    while (shape.block_channels % block_channels_ != 0) --block_channels_;
+      channel_bytes_(shape.channel_bytes),
+      step_(shape.step),
+      pixel_order_(shape.order) {
+    const bool half = g.output.height * g.output.width * element_bytes(kind_) <= kVector / 2;
+    sum_bytes_ = step_ > 0 ? 2 * kVector : is_levels(kind_) && half ? kVector / 2 : kVector;
+    const auto area = int64_t(shape.positions.size());
+    const int64_t most = kBlockBytes / (2 * channel_bytes_);
+    block_channels_ = divided(inputs_, divided(inputs_, most));
+    while (is_levels(kind_)) {
+        const int64_t of_a_sign = most_of_a_sign(taps, area);
+        if (of_a_sign <= kLevelTaps) break;
+        const int64_t fewer = block_channels_ * kLevelTaps / of_a_sign;
+        block_channels_ = std::clamp<int64_t>(fewer, 1, block_channels_ - 1);
+    }
     blocks_ = divided(inputs_, block_channels_);
     negative_ = rounded(block_channels_ * channel_bytes_, kVector);
+    make_lists(taps, shape);
+}
 
+int64_t ShortLists::most_of_a_sign(const CompactTaps& taps, int64_t area) const {
+    if (block_channels_ == 1) return std::min(area, kLevelTaps);
+    int64_t most = 0;
+    for (int64_t o = 0; o < outputs_; ++o) {
+        int64_t current = -1, counts[2] = {};
+        for (CompactTaps::Cursor tap(taps, o); !tap.done(); tap.advance()) {
+            const int64_t block = tap.index() / area / block_channels_;
+            if (block != current) counts[0] = counts[1] = 0;
+            current = block;
+            most = std::max(most, ++counts[tap.negative()]);
+        }
+    }
+    return most;
+}
+
+void ShortLists::make_lists(const CompactTaps& taps, const ShortShape& shape) {
     const auto area = int64_t(shape.positions.size());
     std::vector<CompactTaps::Cursor> cursors;
     for (int64_t o = 0; o < outputs_; ++o) cursors.emplace_back(taps, o);
@@ -95,62 +122,69 @@ void ShortLists::add_groups(const std::vector<std::vector<uint16_t>>& lists, int
     }
 }
 
-int64_t ShortLists::channels(int64_t block) const {
-    return std::min(block_channels_, inputs_ - block * block_channels_);
-}
-
 int64_t ShortLists::segments() const { return divided(outputs_, kSegment); }
 
-int64_t ShortLists::block_bytes() const { return 2 * negative_ + kVector; }
+int64_t ShortLists::block_bytes() const { return 2 * negative_ + step_ + kVector; }
 
-// The blocks, behind which loads may reach a vector further; sums, one more for what fills up the last
-// group, and behind them those of 32 bits and a vector of slack.
-int64_t ShortLists::bytes() const {
-    const int64_t sums = (outputs_ + 1) * kVector;
-    return blocks_ * block_bytes() + (is_levels(kind_) ? 3 : 1) * sums + 2 * kVector;
+// Blocks, behind which loads may reach a vector further: of one thread the one at work. Sums, one more for
+// what fills up the last group, and behind them those of 32 bits and a vector of slack.
+int64_t ShortLists::bytes(int64_t threads) const {
+    const int64_t sums = (outputs_ + 1) * sum_bytes_;
+    return (threads == 1 ? 1 : blocks_) * block_bytes() + (is_levels(kind_) ? 3 : 1) * sums +
+           2 * kVector;
 }
 
-void ShortLists::run(const PixelKernels& kernels, const RealPixelTask& t, const Fill& fill,
+void ShortLists::fill_block(const Fill& fill, int64_t block, char* to) const {
+    const int64_t begin = block * block_channels_;
+    fill(begin, std::min(inputs_, begin + block_channels_), to, negative_);
+    std::memset(to + 2 * negative_, 0, size_t(step_ + kVector));
+}
+
+// Adds the taps of a block and segments [from, to), drained where that is due.
+void ShortLists::add_block(const PixelKernels& kernels, int64_t block, int64_t from, int64_t to,
+                           const char* input, char* sums) const {
+    char* const wide = sums + (outputs_ + 1) * sum_bytes_;
+    const int64_t end = std::min(outputs_, to * kSegment);
+    for (int64_t o = from * kSegment; block > 0 && is_levels(kind_) && o < end; ++o) {
+        const Drain drain = drains_[size_t(block * outputs_ + o)];
+        if (drain == Drain::kNone) continue;
+        kernels.drain(sums + o * sum_bytes_, sum_bytes_ / 2, drain, wide + 2 * o * sum_bytes_);
+        std::memset(sums + o * sum_bytes_, 0, size_t(sum_bytes_));
+    }
+    const auto at = size_t(block * segments());
+    const int64_t group = first_groups_[at + size_t(from)];
+    const ShortListTask task = {kind_,
+                                block == 0,
+                                sum_bytes_,
+                                step_,
+                                first_groups_[at + size_t(to)] - group,
+                                input,
+                                entries_.data() + first_entries_[at + size_t(from)],
+                                order_.data() + group * kShortChannels,
+                                taps_.data() + group,
+                                sums};
+    kernels.short_lists(task);
+}
+
+void ShortLists::run(const PixelKernels& kernels, const RealPixelTask& task, const Fill& fill,
                      int64_t threads, char* stage) const {
-    const int64_t lanes = t.height * t.width;
-    const bool levels = is_levels(kind_);
-    const bool halves = levels && lanes * element_bytes(kind_) <= kVector / 2;
-    const int64_t step = halves ? kVector / 2 : kVector;
-    char* const sums = stage + blocks_ * block_bytes() + kVector;
-    char* const wide = sums + (outputs_ + 1) * step;
-    for_each(blocks_, threads, [&](int64_t b, int64_t) {
-        char* const to = stage + b * block_bytes();
-        fill(b * block_channels_, b * block_channels_ + channels(b), to);
-        kernels.negate(kind_, to, channels(b) * channel_bytes_, to + negative_);
-        std::memset(to + 2 * negative_, 0, size_t(kVector));
-    });
+    const bool single = threads == 1;  // then a block is filled just before it is read
+    char* const sums = stage + (single ? 1 : blocks_) * block_bytes() + kVector;
+    const auto block_at = [&](int64_t b) { return stage + (single ? 0 : b) * block_bytes(); };
+    if (!single)
+        for_each(blocks_, threads, [&](int64_t b, int64_t) { fill_block(fill, b, block_at(b)); });
+    RealPixelTask t = task;
+    t.drained = drained_.data();
+    const ShortSums all = {sums, sums + (outputs_ + 1) * sum_bytes_, sum_bytes_,
+                           step_ > 0 ? pixel_order_.data() : nullptr};
     const int64_t shares = std::min(threads, segments());
     for_each(shares, threads, [&](int64_t share, int64_t) {
         const int64_t from = segments() * share / shares, to = segments() * (share + 1) / shares;
-        const int64_t begin = from * kSegment, end = std::min(outputs_, to * kSegment);
         for (int64_t b = 0; b < blocks_; ++b) {
-            for (int64_t o = begin; b > 0 && levels && o < end; ++o) {
-                const Drain drain = drains_[size_t(b * outputs_ + o)];
-                if (drain == Drain::kNone) continue;
-                kernels.drain(sums + o * step, step / 2, drain, wide + 2 * o * step);
-                std::memset(sums + o * step, 0, size_t(step));
-            }
-            const auto at = size_t(b * segments());
-            const int64_t group = first_groups_[at + size_t(from)];
-            const ShortListTask task = {kind_,
-                                        halves,
-                                        b == 0,
-                                        first_groups_[at + size_t(to)] - group,
-                                        stage + b * block_bytes(),
-                                        entries_.data() + first_entries_[at + size_t(from)],
-                                        order_.data() + group * kShortChannels,
-                                        taps_.data() + group,
-                                        sums};
-            kernels.short_lists(task);
+            if (single) fill_block(fill, b, block_at(b));
+            add_block(kernels, b, from, to, block_at(b), sums);
         }
-        for (int64_t o = begin; o < end; ++o)
-            kernels.finish_code(t, o, 0, lanes, sums + o * step,
-                                levels && drained_[size_t(o)] ? wide + 2 * o * step : nullptr);
+        kernels.finish_short_lists(t, all, from * kSegment, std::min(outputs_, to * kSegment));
     });
 }
 

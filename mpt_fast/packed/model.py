@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mpt_fast import runtime
@@ -18,7 +19,7 @@ from mpt_fast.packed.reference import run_reference
 from mpt_fast.packed.segments import EngineStage, Stage, TorchStage, stages
 from mpt_fast.packed.trace import trace
 from mpt_fast.runtime import Model, PixelError, Pixels, Program, SizeReport
-from mpt_fast.runtime.model import check_dtype
+from mpt_fast.runtime.model import all_finite, check_dtype
 
 
 class PackedModel(nn.Module):
@@ -64,13 +65,23 @@ class PackedModel(nn.Module):
             if isinstance(stage, EngineStage) and self.backend == "cpu"
         }
 
-    @torch.no_grad()
+        whole = len(stages) == len(self._engines) == 1
+        self._whole = next(iter(self._engines.values())) if whole else None
+
     def forward(self, x: Tensor) -> Tensor:
         _check_images(x, self.input_shape, self.pixels, self.backend)
         batch = x.shape[0]
         if self.backend == "triton":
             return self._on_device(x.detach())
-        if x.dtype == torch.uint8 and not (len(self._stages) == len(self._engines) == 1):
+        if self._whole is not None:
+            y = torch.from_numpy(self._on_engine(self._whole, x.detach()))
+            y = y if y.dtype == torch.float32 else y.float()
+            return y if y.shape[1:] == self.output_shape else y.reshape(batch, *self.output_shape)
+        with torch.no_grad():
+            return self._through_stages(x, batch)
+
+    def _through_stages(self, x: Tensor, batch: int) -> Tensor:
+        if x.dtype == torch.uint8:
             assert self.pixels is not None
             x = torch.from_numpy(self.pixels.normalize(x.numpy()))
         values: dict[Node, object] = {self._source: x.detach()}
@@ -97,8 +108,10 @@ class PackedModel(nn.Module):
         if stage not in self._engines:
             return run_reference(program, x.reshape(batch, *program.input))
         x = x.contiguous().reshape(batch, *program.input_shape)
-        threads = self.threads or torch.get_num_threads()
-        return torch.from_numpy(self._engines[stage].run(x.numpy(), threads))
+        return torch.from_numpy(self._on_engine(self._engines[stage], x))
+
+    def _on_engine(self, engine: Model, x: Tensor) -> NDArray:
+        return engine.run(x.contiguous().numpy(), self.threads or torch.get_num_threads())
 
     def _on_device(self, x: Tensor) -> Tensor:
         """The Triton executor of x's device; on the CPU in the interpreter, without graphs."""
@@ -302,7 +315,8 @@ def _check_images(
     x: Tensor, shape: tuple[int, ...], pixels: Pixels | None, backend: str = "cpu"
 ) -> None:
     """Raises InputError unless `x` is a batch that a network of these takes."""
-    check_dtype(x, isinstance(x, Tensor), "tensor", pixels)
+    if not (isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64)):
+        check_dtype(x, isinstance(x, Tensor), "tensor", pixels)
     if backend == "triton":
         if not (x.is_cuda or backends.interpreted()):
             raise runtime.InputError(
@@ -313,11 +327,10 @@ def _check_images(
             f"input is on {x.device}; a packed model runs on the CPU, or on a GPU where it was "
             "packed with backend='triton'"
         )
-    runtime.check_shape(tuple(x.shape), shape)
+    runtime.check_shape(x.shape, shape)
     if x.is_cuda:  # the executor marks such images in the result
         return
-    # A finite sum says at once that every entry is.
-    if x.dtype != torch.uint8 and not (x.sum().isfinite() or x.isfinite().all()):
+    if x.dtype != torch.uint8 and not all_finite(x.detach().numpy()):
         raise runtime.InputError("input has NaN or infinite values; clean it before the call")
 
 

@@ -132,7 +132,7 @@ def _pixel_way(program: Program, compiled: CompiledProgram, batch: int) -> plann
         sources = [values[source] for source in step.sources()]
         layout = kernels.CODE if name == "sparse code" else kernels.IMAGES
         kernel = kernels.kernels_for(step, sources, result, layout)[0]
-        why = "maps of one vector: two bytes a tap" if name == "sparse short lists" else kernel.why
+        why = "small maps: two bytes a tap" if name == "sparse short lists" else kernel.why
         choices.append(planner.StepChoice(f"{name or kernel.name}, pixels", kernel.case, why, None))
     return planner.Way("pixels", tuple(choices))
 

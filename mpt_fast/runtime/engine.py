@@ -65,8 +65,12 @@ class CompiledProgram:
         self._handle.finish(program.output)
         if program.pixels is not None:
             self._handle.set_pixels(program.pixels.table())
-        self.last_run: Run | None = None
+        self._last: tuple[int, int] | None = None
+
+    @property
+    def last_run(self) -> Run | None:
         """The run that ended last."""
+        return self._last and Run(*self._last, tuple(self._handle.step_times()))
 
     @property
     def lanes(self) -> int:
@@ -120,7 +124,7 @@ class CompiledProgram:
         The result is float32, or float64 where the program's is.
         """
         y = self._handle.run(x, threads)
-        self.last_run = Run(len(x), threads, tuple(self._handle.step_times()))
+        self._last = len(x), threads
         return y
 
 

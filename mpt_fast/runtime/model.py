@@ -14,6 +14,8 @@ from mpt_fast.runtime.file import SizeReport, parse_program, size_report
 from mpt_fast.runtime.pixels import Pixels
 from mpt_fast.runtime.program import Kind, Program, Taps
 
+_REALS = (np.dtype(np.float32), np.dtype(np.float64))
+
 
 class InputError(ValueError):
     """An array given to a packed network has the wrong shape, dtype or values."""
@@ -78,11 +80,15 @@ class Model:
 
         uint8 images are pixels, normalised as the file says; InputError where it does not.
         """
-        check_dtype(x, isinstance(x, np.ndarray), "array", self.pixels)
+        # What a call of one image does here takes longer than it seems: whatever PyTorch or the
+        # network does in between takes Python out of the caches.
+        if not (isinstance(x, np.ndarray) and x.dtype in _REALS):
+            check_dtype(x, isinstance(x, np.ndarray), "array", self.pixels)
         check_shape(x.shape, self.input_shape)
         if x.dtype != np.uint8 and not all_finite(x):
             raise InputError("input has NaN or infinite values; clean it before the call")
-        return self.run(x, self.threads or cpu.default_threads()).astype(np.float32, copy=False)
+        y = self.run(x, self.threads or cpu.default_threads())
+        return y if y.dtype == np.float32 else y.astype(np.float32)
 
     def run(self, x: NDArray, threads: int) -> NDArray:
         """Like a call, without the checks, in the kind of the program's result."""
@@ -90,9 +96,12 @@ class Model:
         if batch == 0:
             dtype = np.float64 if self._result_kind == "f64" else np.float32
             return np.zeros((0, *self.output_shape), dtype)
-        images = np.ascontiguousarray(x.reshape(batch, *self._input))
-        y = self.compiled("f64" if x.dtype == np.float64 else "f32")(images, threads)
-        return y.reshape(batch, *self.output_shape)
+        if x.shape[1:] != self._input:
+            x = x.reshape(batch, *self._input)
+        if not x.flags.c_contiguous:
+            x = np.ascontiguousarray(x)
+        y = self.compiled("f64" if x.dtype == np.float64 else "f32")(x, threads)
+        return y if y.shape[1:] == self.output_shape else y.reshape(batch, *self.output_shape)
 
     def size_report(self) -> SizeReport:
         """Bytes of the packed file and of each of its parts."""
@@ -132,8 +141,9 @@ def check_dtype(x: Any, is_array: bool, what: str, pixels: Pixels | None) -> Non
 
 def all_finite(x: NDArray) -> bool:
     """True if no entry of `x` is NaN or infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):  # a finite sum says so at once
-        return bool(np.isfinite(x.sum()) or np.isfinite(x).all())
+    if cpu.available() and x.flags.c_contiguous:
+        return cpu.engine().all_finite(x)
+    return bool(np.isfinite(x).all())
 
 
 def check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

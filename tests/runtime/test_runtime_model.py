@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mpt_fast import runtime
 from mpt_fast.kernels import cpu
 from mpt_fast.packed import run_reference
 from mpt_fast.runtime import CompiledProgram, InputError
+from mpt_fast.runtime.model import all_finite
 from mpt_fast.runtime.program import (
     AvgPool,
     Combine,
@@ -265,3 +267,19 @@ def test_a_loaded_model_keeps_what_it_runs(tmp_path: Path) -> None:
     assert model.size_report().kept == runtime.Model(expected).size_report().kept
     x = np.random.default_rng(0).normal(size=(2, *model.input_shape))
     np.testing.assert_array_equal(model(x), runtime.Model(expected)(x))  # compiled for float64
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_all_finite(kind: Any) -> None:
+    x = np.full((3, 5, 7), np.finfo(kind).max, kind)
+    x[0] = -x[0]
+    x[1, 2, 3], x[1, 2, 4] = 0, np.finfo(kind).smallest_subnormal
+    assert all_finite(x)
+    assert all_finite(x[:, ::2])
+    assert all_finite(x[:0])
+    for special in (np.nan, np.inf, -np.inf):
+        for place in ((0, 0, 0), (1, 2, 3), (2, 4, 6)):
+            y = x.copy()
+            y[place] = special
+            assert not all_finite(y)
+            assert not all_finite(y[:, ::2])

@@ -293,6 +293,19 @@ def test_maps_of_many_bands() -> None:
     net.check(net.identity(y, "f32"), (1, 3), exact=True)
 
 
+POOLED = [(4, 32), (2, 2), (8, 8), (6, 16), (4, 64), (4, 12), (5, 4)]
+
+
+@pytest.mark.parametrize("size", POOLED, ids=str)
+def test_pools_of_levels(size: tuple[int, int]) -> None:
+    """Windows side by side of rows that are a power of two and others, down to few elements."""
+    net = CodeNet((3, *size))
+    for kind in ("i8", "i16"):
+        x = net.level_conv(net.identity(0, "i8"), 21, kind)
+        net.check(net.identity(net.max_pool(x, 2, 2), "f32"), (1, 2, 16, 17), exact=True)
+        net = CodeNet((3, *size))
+
+
 def test_code_too_long_for_the_cache() -> None:
     net = CodeNet((128, 9, 10), 2)
     net.check(net.conv(0, 64, density=0.7), (1, 16))
