@@ -72,11 +72,12 @@ EMULATED __m512 fmadd(__m512 a, __m512 b, __m512 c) {
 template <int TABLE, class Vector>
 EMULATED Vector ternary(Vector a, Vector b, Vector c) {
     static_assert(TABLE == 0x96 || TABLE == 0xe8 || TABLE == 0xca || TABLE == 0x28 ||
-                  TABLE == 0xd4);
+                  TABLE == 0xd4 || TABLE == 0x8e);
     if constexpr (TABLE == 0x96) return a ^ b ^ c;
     if constexpr (TABLE == 0xe8) return (a & b) | (c & (a ^ b));
     if constexpr (TABLE == 0x28) return (a ^ b) & c;
     if constexpr (TABLE == 0xd4) return (a & b) | (~c & (a ^ b));
+    if constexpr (TABLE == 0x8e) return (b & c) | (~a & (b | c));
     return c ^ (a & (b ^ c));
 }
 
