@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 namespace mpt {
@@ -123,7 +124,7 @@ class BitCode::Writer {
     }
 
    private:
-    // Windows around the bases that hold as many of the taps as so many can.
+    // Windows around the bases, each from the lowest tap on that none before it holds.
     void choose_bases(const std::vector<CodeChannel>& channels, size_t first, size_t end) {
         std::vector<int32_t> distances;
         for (size_t o = first; o < end; ++o)
@@ -282,6 +283,7 @@ BitCode::BitCode(const std::vector<CodeChannel>& channels, int64_t classes) {
             ++end;
         writer.function(channels, first, end, words[first]);
         offsets_.push_back(writer.start() - pages_->data());
+        if (writer.at() > pages_->data() + bytes) throw std::logic_error("code leaves its pages");
     }
     pages_->seal(size_t(writer.at() - pages_->data()));
 }

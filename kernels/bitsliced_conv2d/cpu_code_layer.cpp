@@ -11,6 +11,8 @@ namespace {
 // A tap is 21 bytes of code, ten times as many as in a list: code of more taps leaves the L2 cache between
 // two visits, and on its way there few pixels do not make up for it. See benchmarks/NOTES.md.
 constexpr int64_t kMostCodeTaps = 32 * 1024, kMostPixelTaps = 1024;
+// Of so many taps' additions or fewer, lists whose channels share sums are as fast.
+constexpr double kSharedShare = 0.8;
 
 // Pixels of a row that pass through a part before the next one: its code is fetched once for both, and
 // their input stays in the L1 cache.
@@ -20,11 +22,12 @@ constexpr int64_t kVisitPixels = 2;
 
 bool BitConv::fits_code() const {
     const int64_t pixels = geometry_.output.height * geometry_.output.width;
-    return !flips_.empty() &&
-           int64_t(taps_.size()) <= std::min(kMostCodeTaps, kMostPixelTaps * pixels) &&
-           std::all_of(channels_.begin(), channels_.end(), [](const BitChannel& channel) {
-               return channel.negative + channel.positive <= BitCode::kMostTaps;
-           });
+    return int64_t(taps_.size()) <= std::min(kMostCodeTaps, kMostPixelTaps * pixels) &&
+           std::all_of(channels_.begin(), channels_.end(),
+                       [](const BitChannel& channel) {
+                           return channel.negative + channel.positive <= BitCode::kMostTaps;
+                       }) &&
+           additions() >= kSharedShare * double(taps_.size());
 }
 
 std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
@@ -62,10 +65,9 @@ std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
 }
 
 void BitConv::make_code(const View& input) const {
-    if (!fits_code()) return;
-    const int64_t reach = input.row_bytes * (geometry_.kernel_h * geometry_.dilation[0] + 1);
-    if (reach > std::numeric_limits<int32_t>::max()) return;
     std::call_once(code_made_, [&] {
+        const int64_t reach = input.row_bytes * (geometry_.kernel_h * geometry_.dilation[0] + 1);
+        if (flips_.empty() || reach > std::numeric_limits<int32_t>::max() || !fits_code()) return;
         code_ = std::make_unique<const BitCode>(
             code_channels(input), int64_t(rows_.classes.size() * columns_.classes.size()));
     });

@@ -287,7 +287,7 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
                   const View& residual, int64_t words, int64_t active, int64_t threads,
                   char* stage) const {
     const Geometry& g = geometry_;
-    if (code_ && whole_vectors(kernels, words))
+    if (whole_vectors(kernels, words) && code_)
         return run_code(input, output, residual, threads);
     const BitConvTask t = task(kernels, input, output, residual, words, active, threads, stage);
     const auto kernel = output.kind == Kind::kBits ? kernels.bit_conv_sign : kernels.bit_conv_sums;

@@ -54,6 +54,9 @@ class BitConv {
                      const View& residual, int64_t words, int64_t active, int64_t threads,
                      char* stage) const;
 
+    // True where code computes signs faster than lists do.
+    bool fits_code() const;
+    bool has_code() const { return code_ != nullptr; }
     // Makes the code by which run() then computes whole vectors of bits whose rows lie as those of `input`,
     // where that is faster than lists.
     void make_code(const View& input) const;
@@ -97,7 +100,6 @@ class BitConv {
     void order_constants(Quads* quads) const;
     void raise_constants(Quads* quads) const;
     void set_constants(const Thresholds* thresholds);
-    bool fits_code() const;
     std::vector<CodeChannel> code_channels(const View& input) const;
     void run_code(const View& input, const View& output, const View& residual,
                   int64_t threads) const;

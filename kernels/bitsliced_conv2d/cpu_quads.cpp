@@ -1,6 +1,5 @@
 // Tap lists of a bit-sliced convolution where a pixel is one vector: the numbers of vectors, four to a word.
 #include <algorithm>
-#include <limits>
 #include <numeric>
 #include <tuple>
 

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "bitsliced_conv2d/cpu_layer.h"
+#include "cpu/rounding.h"
 
 namespace mpt {
 namespace {
@@ -12,7 +13,7 @@ constexpr int kMost = 4;  // channels of a group
 // What a sum costs besides its taps and its adding, in additions of a tap; measured on Ice Lake.
 constexpr double kVisit = 40;
 constexpr double kWorth = 0.95;         // of the plain additions
-constexpr int64_t kSample = 48;         // channels from which a layer's groups are chosen
+constexpr int64_t kSample = 48;         // about as many channels decide how a layer's are grouped
 constexpr double kLeastDensity = 0.15;  // fewer taps have next to nothing in common
 
 // The signs of a group's channels at one tap, as digits 0, 1 (+) and 2 (-) to the base of 3.
@@ -165,15 +166,19 @@ class Group {
     std::array<TapLists, kPatterns> lists_;
 };
 
+// Every so many-th group.
 std::vector<Group> groups_of(const Geometry& g, const std::vector<int32_t>& taps,
                              const std::vector<BitChannel>& channels,
-                             const std::vector<int32_t>& order, int size, int64_t end) {
+                             const std::vector<int32_t>& order, int size, int64_t every) {
     const int64_t outputs = g.outputs_per_group();
     std::vector<Group> groups;
-    for (int64_t base = 0; base < end; base += outputs)
-        for (int64_t i = base; i < std::min(base + outputs, end); i += size)
-            groups.emplace_back(taps, channels, order.data() + i,
-                                int(std::min<int64_t>(size, base + outputs - i)), g.group_size());
+    int64_t number = 0;
+    for (int64_t base = 0; base < g.output.channels; base += outputs)
+        for (int64_t i = base; i < base + outputs; i += size)
+            if (number++ % every == 0)
+                groups.emplace_back(taps, channels, order.data() + i,
+                                    int(std::min<int64_t>(size, base + outputs - i)),
+                                    g.group_size());
     return groups;
 }
 
@@ -188,16 +193,16 @@ Choice choose(const Geometry& g, const std::vector<int32_t>& taps,
     Choice best;
     if (double(taps.size()) < kLeastDensity * double(g.output.channels * g.group_size()))
         return best;
-    const int64_t sample = std::min(kSample, g.output.channels);
     double plain = 0;
     for (int size = 1; size <= std::min<int64_t>(kMost, g.outputs_per_group()); ++size) {
         Lengths lengths;
         lengths.size = size;
-        std::vector<Group> groups = groups_of(g, taps, channels, order, size, sample);
+        std::vector<Group> groups =
+            groups_of(g, taps, channels, order, size, divided(g.output.channels, kSample));
         for (int channels = size; channels > 1; --channels) {
             std::vector<int64_t> found;
             for (const Group& group : groups) group.append_lengths(channels, &found);
-            // A third of the lists is filled up; of the others, some taps are left over.
+            // A third of the lists is shorter than that; of the others, some taps are left over.
             const auto at = found.begin() + int64_t(found.size() / 3);
             std::nth_element(found.begin(), at, found.end());
             const int64_t words = *at / 4;
@@ -223,7 +228,7 @@ std::vector<SharedGroup> share_taps(const Geometry& g, const std::vector<int32_t
     const Lengths lengths = choose(g, taps, channels, order).lengths;
     std::vector<SharedGroup> result;
     if (lengths.size == 1) return result;
-    for (Group& group : groups_of(g, taps, channels, order, lengths.size, g.output.channels)) {
+    for (Group& group : groups_of(g, taps, channels, order, lengths.size, 1)) {
         for (int channels = lengths.size; channels > 1; --channels)
             group.settle(channels, lengths.words[size_t(channels)]);
         result.push_back(group.result());

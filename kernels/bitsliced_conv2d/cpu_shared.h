@@ -39,8 +39,8 @@ struct SharedGroup {
 
 // Groups of neighbours in `order`, which holds all output channels, those of a group of the convolution
 // together; none where that saves next to nothing. `taps` are BitConv's: per channel the negatives, then
-// the positives. Lists of sums of as many channels are equally long, up to a word of four taps, in all
-// groups: then a processor foresees where they end.
+// the positives. Lists of sums of as many channels are cut to one length in all groups: then a processor
+// mostly foresees where they end.
 std::vector<SharedGroup> share_taps(const Geometry& geometry, const std::vector<int32_t>& taps,
                                     const std::vector<BitChannel>& channels,
                                     const std::vector<int32_t>& order);

@@ -9,7 +9,7 @@ namespace MPT_ISA {
 // The planes of one group's sums: of a position behind those of the one before.
 struct SharedPlanes {
     int32_t group = -1;
-    alignas(sizeof(Bits)) Bits planes[kMaxPositions * kSharedVectors];
+    alignas(sizeof(Bits)) Bits planes[kQuads ? kMaxPositions * kSharedVectors : 1];
 };
 
 template <int K, bool>

@@ -207,7 +207,7 @@ struct PixelKernels {
     // computed; wide: what was drained from them, or null.
     void (*finish_code)(const RealPixelTask&, int64_t o, int64_t first, int64_t lanes,
                         const char* sums, const char* wide);
-    // Of one image; null without masked vectors, as those up to short_lists.
+    // Of one image; null without masked vectors, as all that follow.
     void (*fill_channel)(const FillTask&, const char* pixels, char* to);
     void (*shift_channels)(const ShiftTask&, const char* pixels, char* to);
     void (*pick_lanes)(const PickTask&, const char* from, char* to);

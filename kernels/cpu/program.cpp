@@ -389,6 +389,15 @@ bool Program::makes_bit_code() const {
            any_of_kind(Kind::kBits) && can_run_code();
 }
 
+std::vector<bool> Program::bit_code_steps() const {
+    std::vector<bool> made;
+    for (const auto& step : steps_) {
+        const auto* conv = dynamic_cast<const BitConvStep*>(step.get());
+        made.push_back(conv && conv->conv().has_code());
+    }
+    return made;
+}
+
 bool Program::any_of_kind(Kind kind) const {
     return std::any_of(values_.begin(), values_.end(),
                        [=](const Value& v) { return v.layout.kind == kind; });

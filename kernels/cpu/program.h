@@ -61,6 +61,8 @@ class Program {
     bool makes_code() const { return values_.front().layout.by_pixels; }
     // The same of convolutions of bits that give bits, in blocks of 512 images, where they have few taps.
     bool makes_bit_code() const;
+    // Per step, whether such code has been made of it by a run.
+    std::vector<bool> bit_code_steps() const;
     int64_t lanes() const;
     // Lanes of the first block of so many images.
     int64_t block_lanes(int64_t images) const;

@@ -48,7 +48,8 @@ static inline constexpr bool whole_pixels(Kind kind) { return kind == Kind::kBit
 View band_view(char* data, const View& like, int64_t rows, int64_t channels, int64_t first_row,
                int64_t first_channel);
 
-// Writes zeros around channel `c` of one group (whole_pixels: of all lanes; bits, and where the channels
+// Writes zeros around channel `c` of one group, above and left of it where the next value's border serves as
+// its other one, and behind the last channel (whole_pixels: of all lanes; bits, and where the channels
 // of a pixel lie side by side: around all channels with channel 0; bits: and into the zero channel).
 void zero_border(const View& view, int64_t group, int64_t c);
 

@@ -25,7 +25,7 @@ int64_t block_channels(const Geometry& geometry, int64_t taps, int64_t pixel_byt
 // Of levels: as few blocks of equally many input channels, `block` or fewer, as keep the taps of either
 // sign within kLevelTaps for every output channel; their size.
 int64_t level_block(const Geometry& geometry, const Taps& taps, int64_t block);
-// Taps of one output channel.
+// Most taps of one sign in an output channel.
 int64_t most_of_a_sign(const Geometry& geometry, const Taps& taps);
 
 // Where the sums of a channel's blocks so far might not hold the next block's taps as well, of `outputs`

@@ -69,7 +69,7 @@ class CompiledProgram:
 
     @property
     def last_run(self) -> Run | None:
-        """The run that ended last."""
+        """The run that ended last; where several threads run, its times may be another's."""
         return self._last and Run(*self._last, tuple(self._handle.step_times()))
 
     @property

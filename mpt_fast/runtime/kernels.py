@@ -8,8 +8,7 @@ step is a further entry of KERNELS; the cheapest wins (`planner`), and all give 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from weakref import WeakKeyDictionary
 
 from mpt_fast.kernels import cpu
 from mpt_fast.runtime.program import (
@@ -22,6 +21,7 @@ from mpt_fast.runtime.program import (
     Flatten,
     MaxPool,
     Step,
+    Taps,
     Value,
 )
 
@@ -33,10 +33,7 @@ _SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of lo
 _FUNCTION_TAPS, _FUNCTION_SLICE = 4500, 36 * 1024
 _NEAR_CODE, _NEAR_BAND, _FAR_BAND = 256 * 1024, 64 * 1024, 1024 * 1024
 
-# As in bitsliced_conv2d/cpu_code_layer.cpp and cpu_code.h: taps of a layer of bits, for a pixel of
-# its result and of one of its channels, up to which it runs as code; and the images of a block.
-_BIT_CODE_TAPS, _BIT_CODE_PIXEL_TAPS, _BIT_CODE_CHANNEL_TAPS = 32 * 1024, 1024, 4095
-_BIT_CODE_LANES = 512
+_BIT_CODE_LANES = 512  # images of a block, as in bitsliced_conv2d/cpu_code_layer.cpp
 
 # Layouts with images in the lanes: values lie channel by channel, or pixel by pixel as layers read
 # and write them that run as code made from their taps. Or the first, where layers of bits run as
@@ -94,17 +91,25 @@ def _bit_visits(
     slice_bytes = 8 * inputs * height * (words * width if span == 1 else block.words + width)
     # Vectors of a whole pixel are counted with sums that channels have in common.
     shared = words == block.words == 8
-    adds = (_additions(step) if shared else step.taps.kept) * vectors
+    adds = (_bit_costs(step, result)[0] if shared else step.taps.kept) * vectors
     return outputs * vectors, adds, adds * _beyond(slice_bytes, _L1)
 
 
-def _additions(step: Conv | ConvSign | ConvAffine) -> float:
+_known_costs: WeakKeyDictionary[Taps, dict[tuple[int, ...], tuple[float, bool]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _bit_costs(step: Conv | ConvSign | ConvAffine, result: Value) -> tuple[float, bool]:
+    """The engine's word: additions for a vector of 512 images, and whether code makes them."""
     taps = step.taps
-    return float(
-        cpu.engine().bitsliced_conv2d_additions(
-            taps.indptr, taps.index, taps.value, taps.shape, step.groups
+    known = _known_costs.setdefault(taps, {})
+    key = (step.groups, result.height, result.width)
+    if key not in known:
+        known[key] = cpu.engine().bitsliced_conv2d_costs(
+            taps.indptr, taps.index, taps.value, taps.shape, *key
         )
-    )
+    return known[key]
 
 
 def _bit_sign(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
@@ -121,20 +126,15 @@ def _bit_code(step: Step, sources: Sources, result: Value, block: Block) -> tupl
     if block.lanes < _BIT_CODE_LANES:
         _, visits, adds, far, chosen, moved = _bit_sign(step, sources, result, block)
         return 1, 0, 0, 0, 0, chosen, visits, adds, far, moved
-    visits, adds, _ = _bit_visits(step, result, block)
-    read = sources[0].channels * result.height * result.width * step.stride[1]
+    pixels = result.height * result.width
+    visits, adds = result.channels * pixels, step.taps.kept * pixels
+    read = sources[0].channels * pixels * step.stride[1]
     chosen = visits if step.residual >= 0 else 0
     return 1, visits, adds, step.taps.kept, read, chosen, 0, 0, 0, 0
 
 
 def _runs_as_bit_code(step: Step, result: Value) -> bool:
-    if not isinstance(step, ConvSign):
-        return False
-    most = min(_BIT_CODE_TAPS, _BIT_CODE_PIXEL_TAPS * result.height * result.width)
-    return (
-        step.taps.kept <= most
-        and int(np.diff(step.taps.indptr).max(initial=0)) <= _BIT_CODE_CHANNEL_TAPS
-    )
+    return isinstance(step, ConvSign) and _bit_costs(step, result)[1]
 
 
 def _bit_sums(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:

@@ -108,6 +108,7 @@ def test_counts_of_layers_that_run_as_code() -> None:
     }  # fmt: skip
 
 
+@needs_engine
 def test_counts_of_layers_of_bits_that_run_as_code() -> None:
     net = Synthetic((64, 6, 6))
     bits = net.combine(0, "bits")
@@ -125,9 +126,10 @@ def test_counts_of_layers_of_bits_that_run_as_code() -> None:
     assert narrow["vector"] == narrow["tap"] == narrow["input vector read"] == 0
     assert narrow["vector by lists"] == lists["vector"]
     assert narrow["tap by lists"] == lists["tap"]
-    # Layers of many taps, or of many in one channel, keep lists.
-    for outputs, size, few in ((32, 3, True), (64, 3, False), (1, 9, False)):
-        net.sign(bits, outputs, size, 1.0)
+    # Layers of many taps, of many in one channel, or whose channels share many keep lists.
+    layers = ((32, 3, 0.6, True), (64, 3, 0.95, False), (1, 9, 1.0, False), (32, 3, 1.0, False))
+    for outputs, size, density, few in layers:
+        net.sign(bits, outputs, size, density)
         (kernel,) = kernels.kernels_for(net.steps[-1], [net.values[bits]], net.values[-1], BIT_CODE)
         assert kernel.name == ("bit-sliced code" if few else "bit-sliced")
 

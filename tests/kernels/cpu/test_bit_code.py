@@ -173,3 +173,32 @@ def test_networks_of_several_blocks() -> None:
     x = net.sign(x, 128, density=0.4)  # more than 32768
     x = net.sign(x, 128, density=0.05, stride=2)
     net.compare(net.conv(net.flatten(x), 10, kernel=1, padding=0), 1100, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "kernel", "size", "density", "made"),
+    [
+        (32, 100, 3, 3, 0.3, True),
+        (32, 100, 3, 3, 0.35, False),  # more than 1024 taps a pixel
+        (64, 64, 3, 6, 0.6, True),
+        (64, 64, 3, 6, 0.95, False),  # more than 32768
+        (1, 4000, 1, 3, 1.0, True),
+        (1, 4200, 1, 3, 1.0, False),  # more than 4095 in a channel
+        (48, 64, 3, 6, 1.0, False),  # taps that channels share
+    ],
+)
+def test_code_is_made_where_it_is_said_to_be(
+    outputs: int, inputs: int, kernel: int, size: int, density: float, made: bool
+) -> None:
+    net = BitNet((inputs, size, size))
+    weight = net.weight((outputs, inputs, kernel, kernel), density)
+    indptr, index, value, shape = net.taps(weight, True)
+    engine = cpu.engine()
+    _, code = engine.bitsliced_conv2d_costs(indptr, index, value, shape, 1, size, size)
+    net.weight = lambda *_: weight  # type: ignore[method-assign]
+    padding = kernel // 2
+    net.compare(net.conv(net.bits, outputs, kernel, padding=padding, density=density, mode="sign"))
+    with_code, without = net.program.programs  # type: ignore[attr-defined]
+    assert code == made
+    assert with_code.bit_code_steps() == [False, made]
+    assert without.bit_code_steps() == [False, False]

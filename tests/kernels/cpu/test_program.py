@@ -27,7 +27,7 @@ class EveryLayout:
     """One program per lane layout, built alike; `run` fails unless they agree bit for bit.
 
     Where code is made from the taps, pixels in the lanes are one layout, and both layouts run
-    without code too.
+    without code too; where it is made of layers of bits, images in the lanes do.
     """
 
     def __init__(self, shape: tuple[int, int, int], isa: str, kind: str) -> None:
@@ -50,6 +50,9 @@ class EveryLayout:
             for program in self.listed:
                 program.finish(output)
             self.programs[2:] = self.listed
+        elif self.programs[0].makes_bit_code:
+            self.listed[0].finish(output)
+            self.programs.append(self.listed[0])
 
     def __getattr__(self, name: str) -> Any:
         if not callable(getattr(self.programs[0], name)):
