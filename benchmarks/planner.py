@@ -91,12 +91,14 @@ def errors(program: Program, batch: int, threads: int = 1) -> list[tuple[str, fl
 
 
 def report() -> dict[str, Any]:
-    """Seconds of a fit, and per group of programs the errors of steps and of whole programs."""
+    """Most seconds of a layout's fit, and by group of programs the errors of steps and wholes."""
     isa = CompiledProgram(layers()[0][1], "f32").isa
-    start = time.perf_counter()
+    fits = []
     for layout in kernels.LAYOUTS:
+        start = time.perf_counter()
         calibration.fit(calibration.measure(isa, 1, layout))
-    found: dict[str, Any] = {"fit_seconds": time.perf_counter() - start, "isa": isa}
+        fits.append(time.perf_counter() - start)
+    found: dict[str, Any] = {"fit_seconds": max(fits), "isa": isa}
     groups: dict[str, list[float]] = {}
     wholes = []
     for name, program, batch in [*layers(), *networks()]:

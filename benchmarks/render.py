@@ -256,8 +256,9 @@ def _sweeps(found: dict[str, Any], folder: str) -> list[str]:
 
 def _planner(found: dict[str, Any]) -> list[str]:
     return [
-        f"Fitted in {found['fit_seconds']:.2f} s ({found['isa']}). Errors of the prediction on "
-        "layers and networks that it was not fitted on (`python -m benchmarks.planner`).",
+        f"Fitted in at most {found['fit_seconds']:.2f} s a layout ({found['isa']}). Errors of the "
+        "prediction on layers and networks that it was not fitted on "
+        "(`python -m benchmarks.planner`).",
         "",
         *planner.table(found),
     ]
