@@ -35,16 +35,17 @@ $(VENV)/.engine: $(VENV)/.installed $(ENGINE)
 demo: $(VENV)/.engine
 	@$(BIN)/mpt-fast demo
 
-# Two processes that take about as long: the operations and packed networks, and all others.
+# Two processes that take about as long: the operations and packed networks, and all others with the
+# engine's programs.
 test: lint
 	@echo "Running the tests in two processes, whose output follows when each is done..."
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-kernels test-others
 
 test-kernels:
-	@$(BIN)/python -m pytest -q tests/kernels tests/packed tests/runtime
+	@$(BIN)/python -m pytest -q tests/kernels tests/packed --ignore=tests/kernels/cpu
 
 test-others:
-	@$(BIN)/python -m pytest -q tests --ignore=tests/kernels --ignore=tests/packed --ignore=tests/runtime
+	@$(BIN)/python -m pytest -q tests/kernels/cpu $(filter-out %/kernels %/packed %/__pycache__, $(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py)
 
 lint: $(VENV)/.engine
 	@echo "Checking style and types..."
