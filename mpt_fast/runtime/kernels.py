@@ -33,7 +33,6 @@ _SIGN_BYTES, _FLOAT_BYTES = 8.4, 20.0  # of code for a tap, with its share of lo
 _FUNCTION_TAPS, _FUNCTION_SLICE = 4500, 36 * 1024
 _NEAR_CODE, _NEAR_BAND, _FAR_BAND = 256 * 1024, 64 * 1024, 1024 * 1024
 
-_BIT_CODE_LANES = 512  # images of a block, as in bitsliced_conv2d/cpu_code_layer.cpp
 
 # Layouts with images in the lanes: values lie channel by channel, or pixel by pixel as layers read
 # and write them that run as code made from their taps. Or the first, where layers of bits run as
@@ -80,6 +79,11 @@ def _beyond(size: float, cache: int) -> float:
     return min(6.0, math.log2(max(1.0, 2 * size / cache)))
 
 
+def _whole_vectors(block: Block) -> bool:
+    """As in cpu/tasks.h: a pixel is one vector. Then channels share sums, or code adds."""
+    return block.words == 8 and block.lanes == 512
+
+
 def _bit_visits(
     step: Conv | ConvSign | ConvAffine, result: Value, block: Block
 ) -> tuple[float, float, float]:
@@ -89,9 +93,7 @@ def _bit_visits(
     vectors = result.height * math.ceil(result.width * words / block.words)
     span = width if words < block.words else 1  # pixels read for one vector, per kernel row
     slice_bytes = 8 * inputs * height * (words * width if span == 1 else block.words + width)
-    # Vectors of a whole pixel are counted with sums that channels have in common.
-    shared = words == block.words == 8
-    adds = (_bit_costs(step, result)[0] if shared else step.taps.kept) * vectors
+    adds = (_bit_costs(step, result)[0] if _whole_vectors(block) else step.taps.kept) * vectors
     return outputs * vectors, adds, adds * _beyond(slice_bytes, _L1)
 
 
@@ -123,7 +125,7 @@ def _bit_sign(step: Step, sources: Sources, result: Value, block: Block) -> tupl
 def _bit_code(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     """The functions of all outputs, called pixel by pixel; narrow blocks still have lists."""
     assert isinstance(step, ConvSign)
-    if block.lanes < _BIT_CODE_LANES:
+    if not _whole_vectors(block):
         _, visits, adds, far, chosen, moved = _bit_sign(step, sources, result, block)
         return 1, 0, 0, 0, 0, chosen, visits, adds, far, moved
     pixels = result.height * result.width

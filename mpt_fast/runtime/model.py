@@ -32,7 +32,7 @@ class Model:
     the processor has AVX2 or AVX-512 and the system lets a process run what it wrote. Elsewhere,
     and with `code=False`, it runs from lists of taps: slower, with the same results, without the 8
     to 10 bytes of code per +-1 tap (floats: 20 to 30). With AVX-512 and more than 256 images, so do
-    binary convolutions of a binary result and few taps, at 21 bytes of code a tap.
+    binary convolutions of a binary result and few taps, at about 22 bytes of code a tap.
     """
 
     def __init__(

@@ -122,12 +122,11 @@ def test_channels_that_have_nothing_everything_and_the_same(isa: str) -> None:
     ("case", "most"), list(zip(CASES.values(), (0.9, 0.7, 0.9, 0.45), strict=True)), ids=CASES
 )
 def test_these_layers_take_fewer_additions(case: tuple[int, int, float], most: float) -> None:
-    outputs, inputs, density = case
+    _, inputs, density = case
     rng = np.random.default_rng(1)
     shape = (48, inputs, 3, 3)
     weight = rng.choice([-1, 1], shape) * (rng.random(shape) < density)
     assert additions(weight) < most
-    assert outputs > 4
 
 
 def test_layers_of_few_taps_take_them_one_by_one() -> None:
