@@ -27,6 +27,7 @@ const KernelTable& kernels() {
         bit_conv_pair,
         real_conv,
         kCodeVectorBytes,
+        kPartner,
         kFinishCode,
         drain_levels,
         combine,

@@ -232,6 +232,22 @@ void Assembler::begin_function() {
     for (int value : {0xF3, 0x0F, 0x1E, 0xFA}) byte(value);  // endbr64
 }
 
+uint8_t* Assembler::jump_if_any(Base base, int32_t value) {
+    if (int(base) >= 8) byte(0x41);
+    byte(0xF7);  // test
+    registers(0, int(base));
+    word(value);
+    byte(0x0F);  // unless zero
+    byte(0x85);
+    word(0);
+    return at_;
+}
+
+void Assembler::land(uint8_t* jump) {
+    const auto distance = int32_t(at_ - jump);
+    std::memcpy(jump - sizeof distance, &distance, sizeof distance);
+}
+
 void Assembler::leave() {
     for (int value : {0xC5, 0xF8, 0x77, 0xC3}) byte(value);  // vzeroupper, ret
 }

@@ -90,6 +90,10 @@ class Assembler {
     void push(Base base);
     void pop(Base base);
     void begin_function();  // a function that jumps may lead to
+    // Jumps to where land() is called with what this returns, if `value` and a register's lower half have a
+    // bit in common.
+    uint8_t* jump_if_any(Base base, int32_t value);
+    void land(uint8_t* jump);
     void leave();           // no vector in use; return
     void align(int64_t bytes);
     void skip(int64_t bytes) { at_ += bytes; }

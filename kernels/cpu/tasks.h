@@ -211,6 +211,17 @@ struct CodeSums {
     int64_t first;
 };
 
+// Channels of a part of code, a bit each; and which of many inputs, given the channels that add them and
+// those that subtract them, has the most channels with equal signs, or with opposite ones, in common with
+// another: the first of those, and how many.
+typedef uint32_t ChannelMask;
+struct Partner {
+    int32_t index, uses;
+};
+constexpr int64_t kPartnerMasks = 16;  // `count` is a multiple
+typedef Partner PartnerFunction(const ChannelMask* plus, const ChannelMask* minus, int64_t count,
+                                ChannelMask own_plus, ChannelMask own_minus);
+
 struct CombineTask {
     View output;
     const View* sources;
@@ -248,6 +259,7 @@ struct KernelTable {
                       void* scratch);
     // Vectors of code made from the taps of real convolutions; 0: none is made for this instruction set.
     int64_t code_vector_bytes;
+    PartnerFunction* partner;  // for making that code
     // What follows the sums of one row (pooled: of two rows from `row` on) that such code has computed, to
     // the output.
     void (*finish_code)(const RealConvTask&, const CodeSums&, int64_t group, int64_t row);

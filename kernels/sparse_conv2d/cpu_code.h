@@ -3,6 +3,7 @@
 // Loops over lists of taps load an input vector for every tap, for which output it belongs to is known
 // only at run time. Here it is known when the code is written: an input vector is loaded once for some
 // two dozen output channels, whose sums stay in registers, and a tap is an addition of two registers.
+// Taps of signs that several of these channels have in common are added up before: see cpu_code_terms.h.
 #pragma once
 
 #include <algorithm>
@@ -77,12 +78,16 @@ struct CodeShape {
     int64_t channel_bytes;
     std::vector<int64_t> positions;
     int64_t block_channels;  // of the input (of a group): see TapCode
+    bool by_positions;       // the code leaves out kernel positions that lie outside the image
+    bool shares;             // sums of inputs that channels have in common, where `partner` is not null
+    PartnerFunction* partner;
 };
 
 // `shape` for the vectors of an instruction set, or smaller ones.
 inline CodeShape shape_for(const KernelTable& kernels, CodeShape shape, int64_t most_bytes = 64) {
     shape.avx512 = kernels.code_vector_bytes == 64;
     shape.vector_bytes = std::min(kernels.code_vector_bytes, most_bytes);
+    shape.partner = shape.shares && shape.avx512 ? kernels.partner : nullptr;
     return shape;
 }
 
@@ -95,8 +100,7 @@ struct CodeEnd {
     bool stepped;         // channels of results and residual lie as far apart as the caller says
 };
 
-// Functions, one for every block of input channels and part of the output channels. Reals
-// are added in the order of the taps.
+// Functions, one for every block of input channels and part of the output channels.
 class TapCode {
  public:
     // `end`: null where what follows is done elsewhere.
@@ -105,9 +109,10 @@ class TapCode {
 
     // Adds a block's taps to the sums of a part's channels, `step` bytes apart from `sums` on; they
     // start from zero in the first block and where drain() says so. Where the part finishes(), its last
-    // block writes results instead, 64 bytes apart or `output_step`, and reads a residual likewise.
+    // block writes results instead, 64 bytes apart or `last`, and reads a residual likewise. By
+    // positions, `last` has a bit for each of those to leave out.
     typedef void (*Function)(const char* input, char* sums, int64_t step, char* output,
-                             const char* residual, int64_t output_step);
+                             const char* residual, int64_t last);
     bool finishes(int64_t part) const { return ends_ && !drained_in(part); }
     Function function(int64_t block, int64_t part) const;
     // Where its code begins and how long it is.
@@ -138,6 +143,7 @@ class TapCode {
 
  private:
     class Writer;
+    class Sorter;
 
     int64_t blocks_;
     bool ends_;

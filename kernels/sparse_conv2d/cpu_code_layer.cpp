@@ -16,7 +16,21 @@ constexpr int64_t kPartSums = 24;  // about as many channels to a part
 // Code that stays in the L2 cache is visited row by row, while its input is near. Other code is worth
 // passing by for many rows, whose sums may leave that cache between two blocks of channels.
 constexpr int64_t kNearBand = 64 * 1024, kFarBand = 1024 * 1024;
+constexpr int64_t kFarMap = 1024 * 1024;  // of a group's input, which the L2 cache does not hold
+constexpr int64_t kPixelsAhead = 4;
 constexpr int64_t kLeastPositions = 16;  // that a function is called for in a row
+// Where more of the taps lie inside the image, the rest is not worth leaving out.
+constexpr double kMostInside = 0.9;
+// With a smaller share of taps kept, output channels have next to no inputs in common.
+constexpr double kLeastShared = 0.07;
+constexpr int64_t kMostPositions = 32;  // that TapCode::Function leaves out by bits
+
+// How many of the kernel positions of all results along an axis lie inside.
+double share_inside(const AxisClasses& axis, int64_t kernel) {
+    int64_t inside = 0;
+    for (const int32_t c : axis.of) inside += axis.classes[size_t(c)].last - axis.classes[size_t(c)].first;
+    return double(inside) / double(kernel * int64_t(axis.of.size()));
+}
 
 // A part's function and sums where a band of rows passes through it.
 struct CodeVisit {
@@ -42,13 +56,23 @@ void drain(const KernelTable& kernels, const TapCode& code, int64_t block, const
 void RealConv::prepare_code(const Layout& layout) {
     const Geometry& g = geometry_;
     const View input = layout.view(nullptr, lanes_of(layout.kind));
-    const int64_t area = g.kernel_h * g.kernel_w, outputs = g.output.channels;
-    code_shape_ = {layout.kind, false, 0, input.channel_bytes, {}, 0};
+    const int64_t outputs = g.output.channels;
+    rows_ = axis_classes(g.input.height, g.output.height, g.kernel_h, g.stride[0], g.padding[0],
+                         g.dilation[0]);
+    columns_ = axis_classes(g.input.width, g.output.width, g.kernel_w, g.stride[1], g.padding[1],
+                            g.dilation[1]);
+    const double inside = share_inside(rows_, g.kernel_h) * share_inside(columns_, g.kernel_w);
+    const int64_t area = g.kernel_h * g.kernel_w;
+    const auto taps = int64_t(taps_.index.size());
+    const bool by_positions = inside <= kMostInside && area <= kMostPositions;
+    const bool shares =
+        taps_.signs_only && double(taps) >= kLeastShared * double(outputs * g.group_size());
+    code_shape_ = {layout.kind, false, 0, input.channel_bytes, {}, 0, by_positions, shares,
+                   nullptr};
     for (int64_t y = 0; y < g.kernel_h; ++y)
         for (int64_t x = 0; x < g.kernel_w; ++x)
             code_shape_.positions.push_back(y * g.dilation[0] * input.row_bytes +
                                             x * g.dilation[1] * input.pixel_bytes);
-    const auto taps = int64_t(taps_.index.size());
     const int64_t most = kFunctionTaps * outputs * g.group_channels /
                          std::max<int64_t>(1, taps * std::min(kPartSums, outputs));
     const int64_t block =
@@ -86,6 +110,28 @@ const TapCode& RealConv::code(const KernelTable& kernels, const RealConvTask& t)
     return *code_[ends];
 }
 
+// The kernel positions of a result that lie outside the image, a bit each.
+int64_t RealConv::outside(int64_t y, int64_t x) const {
+    const Inside& row = rows_.classes[size_t(rows_.of[size_t(y)])];
+    const Inside& column = columns_.classes[size_t(columns_.of[size_t(x)])];
+    const int64_t columns = (int64_t{1} << column.last) - (int64_t{1} << column.first);
+    int64_t inside = 0;
+    for (int64_t k = row.first; k < row.last; ++k) inside |= columns << k * geometry_.kernel_w;
+    return ~inside;
+}
+
+// Brings a block's channels of a pixel near that is read soon, and was not in the row before: no hardware
+// looks from one pixel's page to the next. `pixels`: the first input of a result.
+void RealConv::fetch_input(const View& input, int64_t block, const char* pixels) const {
+    const Geometry& g = geometry_;
+    const int64_t channels = code_shape_.block_channels;
+    const char* const from = pixels + (g.kernel_h - 1) * g.dilation[0] * input.row_bytes +
+                             ((g.kernel_w - 1) * g.dilation[1] + kPixelsAhead) * input.pixel_bytes +
+                             block * channels * input.channel_bytes;
+    for (int64_t c = 0; c < channels; ++c)
+        __builtin_prefetch(from + c * input.channel_bytes, 0, 2);
+}
+
 // A band of rows passes through all parts of a block before the next block.
 int64_t RealConv::band_rows(int64_t height, int64_t width, bool pooled, bool near) const {
     const int64_t row_sums = width * 64 * geometry_.output.channels, least = pooled ? 2 : 1;
@@ -111,6 +157,7 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64
     const int64_t rows = band_rows(t.height, t.width, t.pooled, code.stays_near());
     const int64_t bands = (t.height + rows - 1) / rows;
     const int64_t shares = code.shares(bands * groups, threads);
+    const bool far = geometry_.input.height * t.input.row_bytes >= kFarMap;
     bool drained = false;
     for (int64_t p = 0; p < code.parts(); ++p) drained = drained || code.drained_in(p);
     const int64_t sums_bytes = rows * row_sums, wide_bytes = drained ? 2 * sums_bytes : 0;
@@ -150,10 +197,13 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64
                     return view.origin + step * group * view.group_bytes + y * view.row_bytes +
                            x * view.pixel_bytes;
                 };
+                const bool fetches_input = far && p == from;
                 for (int64_t y = begin, pixel = 0; y < end; ++y) {
-                    const char* pixels = input + y * t.in_row_step;
+                    const char* pixels = input + y * t.in_row_step ;
                     for (int64_t x = 0; x < t.width; ++x, ++pixel, pixels += t.in_pixel_step) {
+                        const int64_t last = code_shape_.by_positions ? outside(y, x) : 64;
                         fetch.some();
+                        if (fetches_input) fetch_input(t.input, b, pixels);
                         char* const out = place(t.output, y, x);
                         const char* const residual =
                             t.residual.origin ? place(t.residual, y, x) : out;
@@ -163,7 +213,8 @@ void RealConv::run_code(const KernelTable& kernels, const RealConvTask& t, int64
                             const char* const other =
                                 v.finishes ? residual + v.first * 64 : sums;
                             for (int64_t at = 0; at < 64; at += kernels.code_vector_bytes)
-                                v.function(pixels + at, sums + at, 64, to_here + at, other + at, 64);
+                                v.function(pixels + at, sums + at, 64, to_here + at, other + at,
+                                           last);
                         }
                     }
                 }

@@ -24,6 +24,10 @@ void RealPixels::shape_code() {
     const int64_t size = element_bytes(kind_), lanes = g.output.height * g.output.width;
     CodeShape& shape = code_shape_;
     shape = shape_for(kernels_, conv_.code_shape_, lanes * size <= 32 ? 32 : 64);
+    // Inputs lie farther apart than short distances reach, and code that several channels share must come
+    // from farther away for its longer instructions.
+    shape.by_positions = false;
+    shape.partner = nullptr;
     vector_bytes_ = shape.vector_bytes;
     vectors_ = divided(lanes * size, vector_bytes_);
     const bool shifted = g.stride == Pair{1, 1} && grid_.columns == g.input.width;

@@ -82,6 +82,8 @@ class RealConv {
                       bool pooled) const;
     // Made for the first batch with images in the lanes.
     const TapCode& code(const KernelTable& kernels, const RealConvTask& task) const;
+    int64_t outside(int64_t y, int64_t x) const;
+    void fetch_input(const View& input, int64_t block, const char* pixels) const;
     int64_t band_rows(int64_t height, int64_t width, bool pooled, bool near) const;
     int64_t code_stage_bytes(int64_t threads, bool pooled) const;
     void run_code(const KernelTable& kernels, const RealConvTask& task, int64_t groups,
@@ -99,6 +101,7 @@ class RealConv {
 
     // Of an input by pixels, instead of the lists.
     CompactTaps compact_;
+    AxisClasses rows_, columns_;
     CodeShape code_shape_ = {};
     std::vector<float> scales_;  // as in RealConvTask
     mutable std::once_flag code_made_[2];
