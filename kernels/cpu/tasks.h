@@ -259,7 +259,7 @@ struct KernelTable {
                       void* scratch);
     // Vectors of code made from the taps of real convolutions; 0: none is made for this instruction set.
     int64_t code_vector_bytes;
-    PartnerFunction* partner;  // for making that code
+    PartnerFunction* partner;  // for making that code, or null
     // What follows the sums of one row (pooled: of two rows from `row` on) that such code has computed, to
     // the output.
     void (*finish_code)(const RealConvTask&, const CodeSums&, int64_t group, int64_t row);

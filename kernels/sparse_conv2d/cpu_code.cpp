@@ -120,7 +120,8 @@ class TapCode::Writer {
           end_(end),
           signs_(signs),
           use_(registers_of(shape)),
-          code_(at, shape.vector_bytes, shape.avx512, use_.spare) {}
+          code_(at, shape.vector_bytes, shape.avx512, use_.spare),
+          planner_(shape.partner, kMostDepth) {}
 
     uint8_t* at() const { return code_.at(); }
 
@@ -287,11 +288,10 @@ class TapCode::Writer {
         minus_.assign(size_t(inputs_.count()), 0);
         for (const CodeTap& tap : taps)
             (tap.negative ? minus_ : plus_)[size_t(tap.input)] |= ChannelMask{1} << tap.sum;
-        TermPlanner planner(shape_.partner, kMostDepth);
         by_positions([&](int64_t begin, int64_t end) {
             terms_.clear();
-            planner.plan(plus_.data() + begin, minus_.data() + begin, int32_t(end - begin),
-                         int32_t(begin), &terms_);
+            planner_.plan(plus_.data() + begin, minus_.data() + begin, int32_t(end - begin),
+                          int32_t(begin), &terms_);
             for (size_t i = 0; i < terms_.size(); ++i)
                 term(terms_[i], i + 1 < terms_.size() && terms_[i + 1].depth > terms_[i].depth);
         });
@@ -384,6 +384,7 @@ class TapCode::Writer {
     int64_t first_ = 0;
     std::vector<int64_t> windows_;  // of kBases, from kCalledInput
     std::vector<ChannelMask> plus_, minus_;  // of each input
+    TermPlanner planner_;
     std::vector<Term> terms_;
     unsigned number_ = 0;
 };

@@ -87,7 +87,7 @@ struct CodeShape {
 inline CodeShape shape_for(const KernelTable& kernels, CodeShape shape, int64_t most_bytes = 64) {
     shape.avx512 = kernels.code_vector_bytes == 64;
     shape.vector_bytes = std::min(kernels.code_vector_bytes, most_bytes);
-    shape.partner = shape.shares && shape.avx512 ? kernels.partner : nullptr;
+    shape.partner = shape.shares ? kernels.partner : nullptr;
     return shape;
 }
 

@@ -11,32 +11,6 @@ namespace MPT_ISA {
 #if (MPT_VECTOR_BYTES == 32 && defined(__AVX2__)) || defined(__AVX512BW__)
 constexpr int64_t kCodeVectorBytes = MPT_VECTOR_BYTES;
 
-constexpr int32_t kPlaceBits = 25;
-constexpr int32_t kLastPlace = (1 << kPlaceBits) - 1;
-
-// A loop over these becomes one of vectors, which one of __builtin_popcount does not everywhere.
-MPT_INLINE int32_t channels_in(ChannelMask mask) {
-    mask -= mask >> 1 & 0x55555555;
-    mask = (mask & 0x33333333) + (mask >> 2 & 0x33333333);
-    mask = (mask + (mask >> 4)) & 0x0f0f0f0f;
-    mask += mask >> 8;
-    return int32_t((mask + (mask >> 16)) & 0x3f);
-}
-
-static Partner find_partner(const ChannelMask* plus, const ChannelMask* minus, int64_t count,
-                            ChannelMask own_plus, ChannelMask own_minus) {
-    int32_t best = 0;  // how many, and in the lower bits how far from the last place of all
-    for (int32_t i = 0; i < int32_t(count); ++i) {
-        const int32_t same = channels_in((plus[i] & own_plus) | (minus[i] & own_minus));
-        const int32_t other = channels_in((plus[i] & own_minus) | (minus[i] & own_plus));
-        const int32_t uses = same > other ? same : other;
-        const int32_t key = uses << kPlaceBits | (kLastPlace - i);
-        best = key > best ? key : best;
-    }
-    return {kLastPlace - (best & kLastPlace), best >> kPlaceBits};
-}
-constexpr auto kPartner = &find_partner;
-
 // A vector of one channel's value from its sum.
 template <bool RESIDUAL>
 MPT_INLINE F32 finish_real(const RealConvTask& t, const float* scales, const char* sum,
@@ -174,8 +148,38 @@ static void finish_code(const RealConvTask& t, const CodeSums& s, int64_t group,
 constexpr auto kFinishCode = &finish_code;
 #else
 constexpr int64_t kCodeVectorBytes = 0;
-constexpr PartnerFunction* kPartner = nullptr;
 constexpr decltype(KernelTable::finish_code) kFinishCode = nullptr;
+#endif
+
+// Registers of AVX2 hold the sums of eleven channels, which have few inputs in common.
+#ifdef __AVX512BW__
+constexpr int32_t kPlaceBits = 25;
+constexpr int32_t kLastPlace = (1 << kPlaceBits) - 1;
+
+// A loop over these becomes one of vectors, which one of __builtin_popcount does not everywhere.
+MPT_INLINE int32_t channels_in(ChannelMask mask) {
+    mask -= mask >> 1 & 0x55555555;
+    mask = (mask & 0x33333333) + (mask >> 2 & 0x33333333);
+    mask = (mask + (mask >> 4)) & 0x0f0f0f0f;
+    mask += mask >> 8;
+    return int32_t((mask + (mask >> 16)) & 0x3f);
+}
+
+static Partner find_partner(const ChannelMask* plus, const ChannelMask* minus, int64_t count,
+                            ChannelMask own_plus, ChannelMask own_minus) {
+    int32_t best = 0;  // how many, and in the lower bits how far from the last place of all
+    for (int32_t i = 0; i < int32_t(count); ++i) {
+        const int32_t same = channels_in((plus[i] & own_plus) | (minus[i] & own_minus));
+        const int32_t other = channels_in((plus[i] & own_minus) | (minus[i] & own_plus));
+        const int32_t uses = same > other ? same : other;
+        const int32_t key = uses << kPlaceBits | (kLastPlace - i);
+        best = key > best ? key : best;
+    }
+    return {kLastPlace - (best & kLastPlace), best >> kPlaceBits};
+}
+constexpr auto kPartner = &find_partner;
+#else
+constexpr PartnerFunction* kPartner = nullptr;
 #endif
 
 }  // namespace MPT_ISA

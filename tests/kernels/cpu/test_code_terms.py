@@ -82,9 +82,9 @@ def test_positions_outside_the_image(
     shape: tuple[int, int, int], padding: tuple[int, int], stride: int | tuple[int, int]
 ) -> None:
     """Whole results, rows and columns of them may have no input but zeros."""
-    for kernel, dilation in ((3, 1), ((5, 5), 1), ((3, 3), (2, 1))):
-        reach = [d * (k - 1) + 1 for k, d in zip(*map(np.broadcast_to, (kernel, dilation), (2, 2)))]
-        if any(s + 2 * p < r for s, p, r in zip(shape[1:], padding, reach, strict=True)):
+    for kernel, dilation in (((3, 3), (1, 1)), ((5, 5), (1, 1)), ((3, 3), (2, 1))):
+        sides = zip(shape[1:], padding, kernel, dilation, strict=True)
+        if any(side + 2 * p < d * (k - 1) + 1 for side, p, k, d in sides):
             continue
         layer = {"kernel": kernel, "padding": padding, "stride": stride, "dilation": dilation}
         net = CodeNet(shape)
