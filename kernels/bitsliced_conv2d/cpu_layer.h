@@ -39,8 +39,8 @@ class BitConv {
     int64_t taps_of(int64_t output) const {
         return channels_[output].negative + channels_[output].positive;
     }
-    // Additions of taps that a vector of results takes where a pixel is one vector, which is fewer than taps
-    // where channels share sums: an estimate.
+    // Additions of taps that a vector of results takes from lists where a pixel is one vector: fewer than taps
+    // where channels share sums or taps lie outside the image. An estimate.
     double additions() const;
     // True if every sum fits 16 bits.
     bool short_sums() const;

@@ -18,16 +18,25 @@ constexpr double kMostCopies = 4;  // of a layer's lists
 
 int32_t words_for(size_t taps) { return int32_t((taps + 3) / 4); }
 
-// Ranges of the kernel's rows or columns for which there are lists: those of the axis's classes, or all as one.
-std::vector<Inside> list_ranges(const AxisClasses& axis, int64_t kernel) {
-    int64_t inside = 0, copies = 0;
+// The share of an axis's taps that lie inside the image.
+double share_inside(const AxisClasses& axis, int64_t kernel) {
+    int64_t inside = 0;
     for (const int32_t c : axis.of)
         inside += axis.classes[size_t(c)].last - axis.classes[size_t(c)].first;
+    return double(inside) / double(kernel * int64_t(axis.of.size()));
+}
+
+// Whether the classes of an axis have lists of their own.
+bool apart(const AxisClasses& axis, int64_t kernel) {
+    int64_t copies = 0;
     for (const Inside& c : axis.classes) copies += c.last - c.first;
-    const double most = double(kernel) * double(axis.of.size());
-    if (double(inside) > (1 - kLeastOutside) * most || double(copies) > kMostCopies * double(kernel))
-        return {{0, kernel}};
-    return axis.classes;
+    return share_inside(axis, kernel) <= 1 - kLeastOutside &&
+           double(copies) <= kMostCopies * double(kernel);
+}
+
+// Ranges of the kernel's rows or columns for which there are lists.
+std::vector<Inside> list_ranges(const AxisClasses& axis, int64_t kernel) {
+    return apart(axis, kernel) ? axis.classes : std::vector<Inside>{{0, kernel}};
 }
 
 }  // namespace
@@ -39,8 +48,9 @@ std::vector<Inside> list_ranges(const AxisClasses& axis, int64_t kernel) {
 // columns, the positives fall.
 class BitConv::QuadWriter {
    public:
+    // For about so many taps.
     QuadWriter(const Geometry& geometry, const Strides& strides, std::vector<Inside> rows,
-               std::vector<Inside> columns)
+               std::vector<Inside> columns, size_t taps)
         : g_(geometry),
           strides_(strides),
           zero_(vector_of(g_.input.channels, 0)),
@@ -54,6 +64,8 @@ class BitConv::QuadWriter {
             part_of_column_.push_back(part);
         }
         parts_.resize(size_t(part) + 1);
+        for (std::vector<uint64_t>& words : words_)
+            words.reserve(taps / 4 + 2 * parts_.size() * size_t(g_.output.channels));
     }
 
     bool fits() const {
@@ -90,6 +102,9 @@ class BitConv::QuadWriter {
     // channel or sum, begin there.
     void finish(std::vector<uint64_t>* words, std::vector<QuadLists>* lists) {
         std::vector<int64_t> begin;
+        size_t count = 0;
+        for (const std::vector<uint64_t>& own : words_) count += own.size();
+        words->reserve(count + 1);  // an address even where all taps lie outside
         for (std::vector<uint64_t>& own : words_) {
             begin.push_back(int64_t(words->size()));
             words->insert(words->end(), own.begin(), own.end());
@@ -160,7 +175,7 @@ class BitConv::QuadWriter {
 const BitConv::Quads* BitConv::quads(const Strides& strides) const {
     const std::vector<Inside> rows = list_ranges(rows_, geometry_.kernel_h);
     const std::vector<Inside> columns = list_ranges(columns_, geometry_.kernel_w);
-    QuadWriter writer(geometry_, strides, rows, columns);
+    QuadWriter writer(geometry_, strides, rows, columns, taps_.size());
     if (!writer.fits()) return nullptr;
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<Quads>& made =
@@ -190,6 +205,7 @@ const BitConv::Quads* BitConv::quads(const Strides& strides) const {
     writer.finish(&result->words, &lists);
     const size_t sets = rows.size() * columns.size();
     result->list_count = int64_t(lists.size() / sets);
+    result->lists.reserve(lists.size());
     for (size_t set = 0; set < sets; ++set)
         for (size_t i = set; i < lists.size(); i += sets) result->lists.push_back(lists[i]);
     order_constants(result.get());
@@ -245,7 +261,11 @@ void BitConv::append_group(const SharedGroup& group, Quads* quads) const {
 }
 
 double BitConv::additions() const {
-    return shared_additions(geometry_, taps_, channels_, quad_order());
+    const Geometry& g = geometry_;
+    double share = 1;  // of the taps of all lists that a position reads
+    if (apart(rows_, g.kernel_h)) share *= share_inside(rows_, g.kernel_h);
+    if (apart(columns_, g.kernel_w)) share *= share_inside(columns_, g.kernel_w);
+    return share * shared_additions(g, taps_, channels_, quad_order());
 }
 
 void BitConv::order_constants(Quads* quads) const {

@@ -40,7 +40,7 @@ def layers(draw: st.DrawFn) -> tuple[tuple[int, int, int], dict[str, Any]]:
     spans = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
     size = [draw(st.integers(1, 9)) for _ in (0, 1)]
     least = [max(0, -(-(spans[i] - size[i]) // 2)) for i in (0, 1)]
-    padding = tuple(draw(st.integers(least[i], max(least[i], spans[i] - 1))) for i in (0, 1))
+    padding = tuple(draw(st.integers(least[i], max(least[i], spans[i]))) for i in (0, 1))
     groups = draw(st.sampled_from([1, 1, 1, 3]))
     inputs = groups * draw(st.sampled_from([1, 4, 30, 70]))
     layer = {
@@ -80,6 +80,14 @@ def test_every_size_of_map(isa: str, kind: str, stride: int, side: int) -> None:
         net.check(net.result(kind, layer), IMAGES, exact=kind != "sums")
 
 
+@pytest.mark.parametrize("kind", ["sign", "residual", "sums"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_tap_lies_outside(isa: str, kind: str) -> None:
+    net = Listed((20, 2, 8), isa)
+    layer = {"kernel": (1, 4), "stride": 3, "padding": (1, 0), "dilation": (1, 2)}
+    net.check(net.result(kind, {"out": 12, **layer}), IMAGES, exact=kind != "sums")
+
+
 @pytest.mark.parametrize("density", [0.3, 1.0])  # the denser one shares sums
 @pytest.mark.parametrize("isa", ISAS)
 def test_maxima_and_signs_of_sums(isa: str, density: float) -> None:
@@ -107,3 +115,27 @@ def test_channels_that_threads_share_out(isa: str, outputs: int) -> None:
     expected = net.values(x)[y].numpy()
     for threads in (1, 2, 3, 8):
         np.testing.assert_array_equal(net.program.run(x, threads), expected)
+
+
+def additions(side: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> float:
+    """Of a layer whose channels share no sums, as a share of its taps."""
+    weight = np.random.default_rng(1).choice([-1, 1], (1, 40, kernel, kernel))
+    given = ([0, weight.size], range(weight.size), weight.ravel())
+    taps = [np.array(a, t) for a, t in zip(given, (np.int32, np.int32, np.int8), strict=True)]
+    layer = ((40, side, side), *taps, weight.shape, (stride, stride), (padding, padding))
+    made, _ = cpu.engine().bitsliced_conv2d_costs(*layer, (1, 1), 1)
+    return float(made / weight.size)
+
+
+def test_taps_outside_the_image_are_not_added() -> None:
+    assert additions(4) == pytest.approx((10 / 12) ** 2)
+    assert additions(8) == pytest.approx((22 / 24) ** 2)
+    assert additions(1) == pytest.approx(1 / 9)
+    assert additions(4, stride=2) == pytest.approx((5 / 6) ** 2)
+    assert additions(5, kernel=5, padding=2) == pytest.approx((19 / 25) ** 2)
+    assert additions(4, padding=0) == additions(4, kernel=1, padding=0) == 1
+
+
+def test_where_few_are_outside_one_list_serves_all() -> None:
+    assert additions(32) == 1
+    assert additions(9, kernel=9, padding=4) == 1  # nine classes: too many lists
