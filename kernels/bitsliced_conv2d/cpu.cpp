@@ -125,11 +125,12 @@ py::array signs(const py::array& planes_array, const py::array& indptr, const py
 }
 
 // Of vectors of a whole pixel: additions for one, and whether its sign is computed by code.
-std::pair<double, bool> costs(const py::array& indptr, const py::array& index,
-                              const py::array& value, const std::array<int64_t, 4>& shape,
-                              int64_t groups, int64_t height, int64_t width) {
-    const Shape input = {shape[1] * groups, height + shape[2] - 1, width + shape[3] - 1};
-    const Geometry g = make_geometry(input, shape, {1, 1}, {0, 0}, {1, 1}, groups);
+std::pair<double, bool> costs(const std::array<int64_t, 3>& input, const py::array& indptr,
+                              const py::array& index, const py::array& value,
+                              const std::array<int64_t, 4>& shape, Pair stride, Pair padding,
+                              Pair dilation, int64_t groups) {
+    const Geometry g = make_geometry({input[0], input[1], input[2]}, shape, stride, padding,
+                                     dilation, groups);
     const BitConv conv(g, taps_from(indptr, index, value), nullptr);
     return {conv.additions(), conv.fits_code()};
 }
@@ -145,8 +146,9 @@ void bind_bitsliced_conv2d(py::module_& m) {
           arg("value"), arg("shape"), arg("stride"), arg("padding"), arg("dilation"),
           arg("groups"), arg("threshold"), arg("flip"), arg("residual") = py::none(),
           arg("residual_threshold") = py::none(), arg("isa") = "auto", arg("threads") = 1);
-    m.def("bitsliced_conv2d_costs", &costs, arg("indptr"), arg("index"), arg("value"),
-          arg("shape"), arg("groups"), arg("height"), arg("width"));
+    m.def("bitsliced_conv2d_costs", &costs, arg("input"), arg("indptr"), arg("index"),
+          arg("value"), arg("shape"), arg("stride"), arg("padding"), arg("dilation"),
+          arg("groups"));
 }
 
 }  // namespace mpt

@@ -9,6 +9,7 @@ namespace MPT_ISA {
 // A vector of output words of one row: where its input starts and which border classes it spans.
 struct Position {
     const char* input;
+    const QuadLists* lists;  // those of its class
     int64_t pixel, word;  // the first output pixel, and its word there
     int32_t words;   // output words to be written
     int32_t classes;
@@ -226,15 +227,15 @@ MPT_INLINE void add_taps(Bits* planes, const BitChannel& channel, const int32_t*
     }
 }
 
-// `taps` begin at the first word of the channel's or the sum's.
-template <int K, class Lists, class Taps, class V = typename Taps::Value>
-MPT_INLINE void add_taps(V* planes, const Lists& lists, Taps taps) {
+// `taps` begin at the first word of `lists`.
+template <int K, class Taps, class V = typename Taps::Value>
+MPT_INLINE void add_taps(V* planes, const QuadLists& lists, Taps taps) {
     int32_t count = lists.negative;
     for (int side = 0;; ++side) {
         add_quads<K>(planes, taps, count);
         if (side == 1) break;
         complement<K>(planes);
-        taps.quads += count;
+        taps.quads += count + lists.gap;
         count = lists.positive;
     }
 }

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "bitsliced_conv2d/cpu_layer.h"
+#include "bitsliced_conv2d/cpu_shared.h"
 #include "cpu/parallel.h"
 
 namespace mpt {
@@ -11,7 +12,8 @@ namespace {
 // A tap is 21 bytes of code, ten times as many as in a list: code of more taps leaves the L2 cache between
 // two visits, and on its way there few pixels do not make up for it. See benchmarks/NOTES.md.
 constexpr int64_t kMostCodeTaps = 32 * 1024, kMostPixelTaps = 1024;
-// Of so many taps' additions or fewer, lists whose channels share sums are as fast.
+// Of so many taps' additions or fewer, lists whose channels share sums are as fast. That they skip the taps
+// outside the image does not make up for their visits.
 constexpr double kSharedShare = 0.8;
 
 // Pixels of a row that pass through a part before the next one: its code is fetched once for both, and
@@ -27,7 +29,8 @@ bool BitConv::fits_code() const {
                        [](const BitChannel& channel) {
                            return channel.negative + channel.positive <= BitCode::kMostTaps;
                        }) &&
-           additions() >= kSharedShare * double(taps_.size());
+           shared_additions(geometry_, taps_, channels_, quad_order()) >=
+               kSharedShare * double(taps_.size());
 }
 
 std::vector<CodeChannel> BitConv::code_channels(const View& input) const {

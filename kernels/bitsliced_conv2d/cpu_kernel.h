@@ -62,6 +62,8 @@ MPT_INLINE void set_position(const BitConvTask& t, int64_t row, int64_t word, Po
         masks[c][w] = ~uint64_t{0};
     }
     for (int c = 0; c < position->classes; ++c) position->masks[c] = load<Bits>(masks[c]);
+    // Where there are lists, a vector lies within one pixel.
+    position->lists = t.lists + (t.quads ? t.list_sets[position->index[0]] * t.list_count : 0);
 }
 
 template <int K>
@@ -107,30 +109,33 @@ static const QuadChannel* sign_quads(const BitConvTask& t, int64_t row, const Qu
         prepare_shared(t, *channel, positions, count, shared);
         prefetch_ahead(t, channel - begin, end - begin, positions, count);
         const Bits flip = splat_half(channel->flip);
-        const uint64_t* quads = t.quads + channel->first;
+        const int64_t number = channel - t.ordered;
         char* out = t.output.origin + channel->output * t.output.channel_bytes +
                     row * t.output.row_bytes;
-        int64_t i = 0;
-        if constexpr (K <= kPixelsPlanes)
-            for (; i + 1 < count; i += 2) {
-                const Position *a = positions + i, *b = a + 1;
-                Bits first[K], second[K];
-                start_signs<K, RESIDUAL>(first, t, row, *channel, *a);
-                start_signs<K, RESIDUAL>(second, t, row, *channel, *b);
-                Pixels planes[K];
-                for (int k = 0; k < K; ++k) planes[k] = {first[k], second[k]};
-                add_taps<K>(planes, *channel, PixelsQuadTaps{a->input, b->input, quads});
-                add_shared<K>(planes, t, *channel, shared->planes + i * t.shared_vectors);
-                store(out + place_in(t.output, *a), planes[K - 1].first ^ flip);
-                store(out + place_in(t.output, *b), planes[K - 1].second ^ flip);
-            }
-        for (; i < count; ++i) {
-            const Position& position = positions[i];
+        for (int64_t i = 0; i < count; ++i) {
+            const Position *a = positions + i, *b = a + 1;
+            const QuadLists& lists = a->lists[number];
+            const uint64_t* quads = t.quads + lists.first;
+            const Bits* sums = shared->planes + i * t.shared_vectors;
+            if constexpr (K <= kPixelsPlanes)
+                if (i + 1 < count && a->lists == b->lists) {
+                    Bits first[K], second[K];
+                    start_signs<K, RESIDUAL>(first, t, row, *channel, *a);
+                    start_signs<K, RESIDUAL>(second, t, row, *channel, *b);
+                    Pixels planes[K];
+                    for (int k = 0; k < K; ++k) planes[k] = {first[k], second[k]};
+                    add_taps<K>(planes, lists, PixelsQuadTaps{a->input, b->input, quads});
+                    add_shared<K>(planes, t, *channel, sums);
+                    store(out + place_in(t.output, *a), planes[K - 1].first ^ flip);
+                    store(out + place_in(t.output, *b), planes[K - 1].second ^ flip);
+                    ++i;
+                    continue;
+                }
             Bits planes[K];
-            start_signs<K, RESIDUAL>(planes, t, row, *channel, position);
-            add_taps<K>(planes, *channel, QuadTaps{position.input, quads});
-            add_shared<K>(planes, t, *channel, shared->planes + i * t.shared_vectors);
-            store(out + place_in(t.output, position), planes[K - 1] ^ flip);
+            start_signs<K, RESIDUAL>(planes, t, row, *channel, *a);
+            add_taps<K>(planes, lists, QuadTaps{a->input, quads});
+            add_shared<K>(planes, t, *channel, sums);
+            store(out + place_in(t.output, *a), planes[K - 1] ^ flip);
         }
     }
     return channel;

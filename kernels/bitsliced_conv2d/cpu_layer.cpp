@@ -231,6 +231,9 @@ BitConvTask BitConv::task(const KernelTable& kernels, const View& input, const V
     const Quads* quads = whole_vectors(kernels, words) ? this->quads(strides) : nullptr;
     if (quads) {
         t.quads = quads->words.data();
+        t.lists = quads->lists.data();
+        t.list_count = quads->list_count;
+        t.list_sets = quads->list_sets.data();
         t.ordered = quads->ordered.data();
         t.sums = quads->sums.data();
         t.groups = quads->groups.data();

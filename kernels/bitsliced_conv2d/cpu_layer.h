@@ -39,8 +39,8 @@ class BitConv {
     int64_t taps_of(int64_t output) const {
         return channels_[output].negative + channels_[output].positive;
     }
-    // Additions of taps that a vector of results takes where a pixel is one vector, which is fewer than taps
-    // where channels share sums: an estimate.
+    // Additions of taps that a vector of results takes from lists where a pixel is one vector: fewer than taps
+    // where channels share sums or taps lie outside the image. An estimate.
     double additions() const;
     // True if every sum fits 16 bits.
     bool short_sums() const;
@@ -73,6 +73,9 @@ class BitConv {
     friend class WordPixels;
     struct Quads {
         std::vector<uint64_t> words;
+        std::vector<QuadLists> lists;
+        int64_t list_count;
+        std::vector<int32_t> list_sets;
         std::vector<QuadChannel> ordered;
         std::vector<QuadSum> sums;
         std::vector<QuadGroup> groups;
@@ -93,7 +96,7 @@ class BitConv {
     const Quads* quads(const Strides& strides) const;
     std::vector<int32_t> quad_order() const;
     QuadChannel& append_channel(int32_t output, Quads* quads) const;
-    void write_group(const QuadWriter& writer, const SharedGroup& group, Quads* quads) const;
+    void append_group(const SharedGroup& group, Quads* quads) const;
     View stage_view(char* stage, int64_t words) const;
     void fill_stage(const View& input, const View& stage, int64_t words, int64_t threads) const;
     const std::vector<int32_t>& offsets(int64_t words, const Strides& strides) const;

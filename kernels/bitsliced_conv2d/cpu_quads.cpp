@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 #include <tuple>
+#include <utility>
 
 #include "bitsliced_conv2d/cpu_layer.h"
 #include "bitsliced_conv2d/cpu_shared.h"
@@ -11,45 +12,149 @@ namespace {
 
 constexpr int64_t kVectorBytes = 64;
 
+// Less outside the image saves nothing; shorter lists end as often and lie in more places.
+constexpr double kLeastOutside = 1.0 / 16;
+constexpr double kMostCopies = 4;  // of a layer's lists
+
 int32_t words_for(size_t taps) { return int32_t((taps + 3) / 4); }
+
+// The share of an axis's taps that lie inside the image.
+double share_inside(const AxisClasses& axis, int64_t kernel) {
+    int64_t inside = 0;
+    for (const int32_t c : axis.of)
+        inside += axis.classes[size_t(c)].last - axis.classes[size_t(c)].first;
+    return double(inside) / double(kernel * int64_t(axis.of.size()));
+}
+
+// Whether the classes of an axis have lists of their own.
+bool apart(const AxisClasses& axis, int64_t kernel) {
+    int64_t copies = 0;
+    for (const Inside& c : axis.classes) copies += c.last - c.first;
+    return share_inside(axis, kernel) <= 1 - kLeastOutside &&
+           double(copies) <= kMostCopies * double(kernel);
+}
+
+// Ranges of the kernel's rows or columns for which there are lists.
+std::vector<Inside> list_ranges(const AxisClasses& axis, int64_t kernel) {
+    return apart(axis, kernel) ? axis.classes : std::vector<Inside>{{0, kernel}};
+}
 
 }  // namespace
 
-// Where the vectors of a layer's input lie, counted from that of the first tap.
+// Writes lists of the numbers of a layer's vectors, counted from that of its first tap.
+//
+// Each range of kernel rows has lists of its own, which one row of pixels reads again and again. A range of
+// columns is a part of such a list, which is cut where ranges begin or end: the negatives rise by
+// columns, the positives fall.
 class BitConv::QuadWriter {
    public:
-    QuadWriter(const Geometry& geometry, const Strides& strides)
-        : g_(geometry), strides_(strides), zero_(vector_of(g_.input.channels, 0)) {}
+    // For about so many taps.
+    QuadWriter(const Geometry& geometry, const Strides& strides, std::vector<Inside> rows,
+               std::vector<Inside> columns, size_t taps)
+        : g_(geometry),
+          strides_(strides),
+          zero_(vector_of(g_.input.channels, 0)),
+          rows_(std::move(rows)),
+          columns_(std::move(columns)),
+          words_(rows_.size()) {
+        int32_t part = 0;
+        for (int64_t column = 0; column < g_.kernel_w; ++column) {
+            const auto cut = [&](const Inside& c) { return column == c.first || column == c.last; };
+            if (column > 0 && std::any_of(columns_.begin(), columns_.end(), cut)) ++part;
+            part_of_column_.push_back(part);
+        }
+        parts_.resize(size_t(part) + 1);
+        for (std::vector<uint64_t>& words : words_)
+            words.reserve(taps / 4 + 2 * parts_.size() * size_t(g_.output.channels));
+    }
 
     bool fits() const {
         const int64_t last = vector_of(g_.input.channels - 1, g_.kernel_h * g_.kernel_w - 1);
         return std::max(zero_, last) < int64_t{1} << 16;
     }
 
-    // Writes a list, filled up by a channel of zeros; returns its words.
-    int32_t write(int64_t output, const int32_t* taps, size_t count,
-                  std::vector<uint64_t>* words) const {
-        const int64_t area = g_.kernel_h * g_.kernel_w;
-        const int64_t base = output / g_.outputs_per_group() * g_.group_channels;
-        for (size_t i = 0; i < count; i += 4) {
-            uint64_t word = 0;
-            for (size_t k = 0; k < 4; ++k) {
-                int64_t at = zero_;
-                if (i + k < count)
-                    at = vector_of(base + taps[i + k] / area, taps[i + k] % area);
-                word |= uint64_t(at) << (16 * k);
+    // Appends the lists of a channel or a sum to `lists`, [rows][columns].
+    void write(int64_t output, const int32_t* taps, int32_t negative, int32_t positive,
+               std::vector<QuadLists>* lists) {
+        find(output, taps, negative, &negatives_);
+        find(output, taps + negative, positive, &positives_);
+        for (size_t r = 0; r < rows_.size(); ++r) {
+            const std::vector<Run> up = write(negatives_, r, false), down = write(positives_, r, true);
+            for (const Inside& inside : columns_) {
+                lists->push_back({up[0].begin, 0, 0, 0});
+                if (inside.first == inside.last) continue;
+                const auto first = size_t(part_of_column_[size_t(inside.first)]);
+                const auto last = size_t(part_of_column_[size_t(inside.last - 1)]);
+                lists->back() = {up[first].begin, int32_t(up[last].end - up[first].begin),
+                                 int32_t(down[last].begin - up[last].end),
+                                 int32_t(down[first].end - down[last].begin)};
             }
-            words->push_back(word);
         }
-        return words_for(count);
     }
 
-    int32_t write(int64_t output, const std::vector<int32_t>& taps,
-                  std::vector<uint64_t>* words) const {
-        return write(output, taps.data(), taps.size(), words);
+    void write(int64_t output, const TapLists& own, std::vector<QuadLists>* lists) {
+        std::vector<int32_t> taps = own.negative;
+        taps.insert(taps.end(), own.positive.begin(), own.positive.end());
+        write(output, taps.data(), int32_t(own.negative.size()), int32_t(own.positive.size()), lists);
+    }
+
+    // Moves all words to `words`, those of a range of rows together, and has `lists`, [rows][columns] of each
+    // channel or sum, begin there.
+    void finish(std::vector<uint64_t>* words, std::vector<QuadLists>* lists) {
+        std::vector<int64_t> begin;
+        size_t count = 0;
+        for (const std::vector<uint64_t>& own : words_) count += own.size();
+        words->reserve(count + 1);  // an address even where all taps lie outside
+        for (std::vector<uint64_t>& own : words_) {
+            begin.push_back(int64_t(words->size()));
+            words->insert(words->end(), own.begin(), own.end());
+            std::vector<uint64_t>().swap(own);
+        }
+        for (size_t i = 0; i < lists->size(); ++i)
+            (*lists)[i].first += begin[i / columns_.size() % rows_.size()];
     }
 
    private:
+    struct Tap {
+        uint16_t vector;
+        int32_t row, part;
+    };
+    struct Run {
+        int64_t begin, end;  // words
+    };
+
+    void find(int64_t output, const int32_t* taps, int32_t count, std::vector<Tap>* found) const {
+        const auto area = int32_t(g_.kernel_h * g_.kernel_w), width = int32_t(g_.kernel_w);
+        const int64_t base = output / g_.outputs_per_group() * g_.group_channels;
+        found->clear();
+        for (int32_t i = 0; i < count; ++i) {
+            const int32_t channel = taps[i] / area, position = taps[i] % area;
+            found->push_back({uint16_t(vector_of(base + channel, position)), position / width,
+                              part_of_column_[size_t(position % width)]});
+        }
+    }
+
+    // Writes the taps inside a range of rows part by part, each filled up by the channel of zeros.
+    std::vector<Run> write(const std::vector<Tap>& taps, size_t range, bool falling) {
+        for (auto& part : parts_) part.clear();
+        for (const Tap& tap : taps)
+            if (tap.row >= rows_[range].first && tap.row < rows_[range].last)
+                parts_[size_t(tap.part)].push_back(tap.vector);
+        std::vector<uint64_t>& words = words_[range];
+        std::vector<Run> runs(parts_.size());
+        for (size_t i = 0; i < parts_.size(); ++i) {
+            const size_t p = falling ? parts_.size() - 1 - i : i;
+            std::vector<uint16_t>& part = parts_[p];
+            part.resize(4 * size_t(words_for(part.size())), uint16_t(zero_));
+            runs[p].begin = int64_t(words.size());
+            for (size_t k = 0; k < part.size(); k += 4)
+                words.push_back(uint64_t(part[k]) | uint64_t(part[k + 1]) << 16 |
+                                uint64_t(part[k + 2]) << 32 | uint64_t(part[k + 3]) << 48);
+            runs[p].end = int64_t(words.size());
+        }
+        return runs;
+    }
+
     int64_t vector_of(int64_t channel, int64_t position) const {
         const int64_t row = position / g_.kernel_w * g_.dilation[0];
         const int64_t column = position % g_.kernel_w * g_.dilation[1];
@@ -60,29 +165,49 @@ class BitConv::QuadWriter {
     const Geometry& g_;
     const Strides strides_;
     const int64_t zero_;
+    const std::vector<Inside> rows_, columns_;
+    std::vector<std::vector<uint64_t>> words_;  // of each range of rows
+    std::vector<int32_t> part_of_column_;
+    std::vector<Tap> negatives_, positives_;
+    std::vector<std::vector<uint16_t>> parts_;
 };
 
 const BitConv::Quads* BitConv::quads(const Strides& strides) const {
-    const QuadWriter writer(geometry_, strides);
+    const std::vector<Inside> rows = list_ranges(rows_, geometry_.kernel_h);
+    const std::vector<Inside> columns = list_ranges(columns_, geometry_.kernel_w);
+    QuadWriter writer(geometry_, strides, rows, columns, taps_.size());
     if (!writer.fits()) return nullptr;
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<Quads>& made =
         quads_[{strides.channel / kVectorBytes, strides.row / kVectorBytes}];
     if (made) return made.get();
     auto result = std::make_unique<Quads>();
-    result->words.reserve(taps_.size() / 4 + 2 * channels_.size());
+    for (size_t r = 0; r < rows_.classes.size(); ++r)
+        for (size_t c = 0; c < columns_.classes.size(); ++c)
+            result->list_sets.push_back(int32_t((rows.size() > 1 ? r : 0) * columns.size() +
+                                                (columns.size() > 1 ? c : 0)));
     const std::vector<int32_t> order = quad_order();
     const std::vector<SharedGroup> groups = share_taps(geometry_, taps_, channels_, order);
-    for (const SharedGroup& group : groups) write_group(writer, group, result.get());
+    std::vector<QuadLists> lists, sums;  // [channels] and [sums], each [sets]
+    for (const SharedGroup& group : groups) {
+        for (const TapLists& taps : group.sums) writer.write(group.channels[0].output, taps, &sums);
+        for (const SharedChannel& channel : group.channels)
+            writer.write(channel.output, channel.taps, &lists);
+        append_group(group, result.get());
+    }
     if (groups.empty())
         for (const int32_t output : order) {
             const BitChannel& c = channels_[size_t(output)];
-            QuadChannel& own = append_channel(output, result.get());
-            const int32_t* taps = taps_.data() + c.first;
-            own.negative = writer.write(output, taps, size_t(c.negative), &result->words);
-            own.positive =
-                writer.write(output, taps + c.negative, size_t(c.positive), &result->words);
+            writer.write(output, taps_.data() + c.first, c.negative, c.positive, &lists);
+            append_channel(output, result.get());
         }
+    lists.insert(lists.end(), sums.begin(), sums.end());
+    writer.finish(&result->words, &lists);
+    const size_t sets = rows.size() * columns.size();
+    result->list_count = int64_t(lists.size() / sets);
+    result->lists.reserve(lists.size());
+    for (size_t set = 0; set < sets; ++set)
+        for (size_t i = set; i < lists.size(); i += sets) result->lists.push_back(lists[i]);
     order_constants(result.get());
     made = std::move(result);
     return made.get();
@@ -104,10 +229,8 @@ std::vector<int32_t> BitConv::quad_order() const {
     return order;
 }
 
-// A channel whose lists begin at the end of the words so far.
 QuadChannel& BitConv::append_channel(int32_t output, Quads* quads) const {
     QuadChannel channel = {};
-    channel.first = int64_t(quads->words.size());
     channel.planes = channels_[size_t(output)].planes;
     channel.flip = flips_.empty() || !flips_[size_t(output)] ? 0 : -1;
     channel.output = output;
@@ -116,24 +239,17 @@ QuadChannel& BitConv::append_channel(int32_t output, Quads* quads) const {
     return quads->ordered.back();
 }
 
-void BitConv::write_group(const QuadWriter& writer, const SharedGroup& group,
-                          Quads* quads) const {
-    const int32_t output = group.channels[0].output;
+void BitConv::append_group(const SharedGroup& group, Quads* quads) const {
     const auto first = int32_t(quads->sums.size()), number = int32_t(quads->groups.size());
     int32_t place = 0;
     for (const TapLists& taps : group.sums) {
-        QuadSum sum = {int64_t(quads->words.size()), 0, 0, planes_for(taps.size()), place};
-        sum.negative = writer.write(output, taps.negative, &quads->words);
-        sum.positive = writer.write(output, taps.positive, &quads->words);
-        quads->sums.push_back(sum);
-        place += sum.planes;
+        quads->sums.push_back({planes_for(taps.size()), place});
+        place += quads->sums.back().planes;
     }
     quads->shared_vectors = std::max<int64_t>(quads->shared_vectors, place);
     quads->groups.push_back({first, int32_t(quads->sums.size())});
     for (const SharedChannel& channel : group.channels) {
         QuadChannel& own = append_channel(channel.output, quads);
-        own.negative = writer.write(output, channel.taps.negative, &quads->words);
-        own.positive = writer.write(output, channel.taps.positive, &quads->words);
         own.group = number;
         own.first_use = int32_t(quads->uses.size());
         for (const SharedUse& use : channel.uses) {
@@ -145,7 +261,11 @@ void BitConv::write_group(const QuadWriter& writer, const SharedGroup& group,
 }
 
 double BitConv::additions() const {
-    return shared_additions(geometry_, taps_, channels_, quad_order());
+    const Geometry& g = geometry_;
+    double share = 1;  // of the taps of all lists that a position reads
+    if (apart(rows_, g.kernel_h)) share *= share_inside(rows_, g.kernel_h);
+    if (apart(columns_, g.kernel_w)) share *= share_inside(columns_, g.kernel_w);
+    return share * shared_additions(g, taps_, channels_, quad_order());
 }
 
 void BitConv::order_constants(Quads* quads) const {

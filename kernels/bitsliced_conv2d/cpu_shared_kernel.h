@@ -13,27 +13,31 @@ struct SharedPlanes {
 };
 
 template <int K, bool>
-static void shared_sum(const BitConvTask& t, const QuadSum& sum, const Position* positions,
-                       int64_t count, Bits* to) {
-    const uint64_t* quads = t.quads + sum.first;
-    to += sum.place;
-    int64_t i = 0;
+static void shared_sum(const BitConvTask& t, int32_t sum, const Position* positions, int64_t count,
+                       Bits* to) {
+    const int64_t number = t.output.channels + sum;  // of its lists
+    to += t.sums[sum].place;
     // They begin at -1, for P - N - 1 - c is to become P - N.
-    if constexpr (K <= kPixelsPlanes)
-        for (; i + 1 < count; i += 2, to += 2 * t.shared_vectors) {
-            Pixels planes[K];
-            for (int k = 0; k < K; ++k) planes[k] = {~Bits{}, ~Bits{}};
-            add_taps<K>(planes, sum,
-                        PixelsQuadTaps{positions[i].input, positions[i + 1].input, quads});
-            for (int k = 0; k < K; ++k) {
-                to[k] = planes[k].first;
-                to[t.shared_vectors + k] = planes[k].second;
+    for (int64_t i = 0; i < count; ++i, to += t.shared_vectors) {
+        const Position *a = positions + i, *b = a + 1;
+        const QuadLists& lists = a->lists[number];
+        const uint64_t* quads = t.quads + lists.first;
+        if constexpr (K <= kPixelsPlanes)
+            if (i + 1 < count && a->lists == b->lists) {
+                Pixels planes[K];
+                for (int k = 0; k < K; ++k) planes[k] = {~Bits{}, ~Bits{}};
+                add_taps<K>(planes, lists, PixelsQuadTaps{a->input, b->input, quads});
+                for (int k = 0; k < K; ++k) {
+                    to[k] = planes[k].first;
+                    to[t.shared_vectors + k] = planes[k].second;
+                }
+                ++i;
+                to += t.shared_vectors;
+                continue;
             }
-        }
-    for (; i < count; ++i, to += t.shared_vectors) {
         Bits planes[K];
         for (int k = 0; k < K; ++k) planes[k] = ~Bits{};
-        add_taps<K>(planes, sum, QuadTaps{positions[i].input, quads});
+        add_taps<K>(planes, lists, QuadTaps{a->input, quads});
         for (int k = 0; k < K; ++k) to[k] = planes[k];
     }
 }
@@ -46,7 +50,7 @@ MPT_INLINE void prepare_shared(const BitConvTask& t, const QuadChannel& channel,
     const QuadGroup group = t.groups[channel.group];
     for (int32_t s = group.first; s < group.end; ++s) {
         const auto function = MPT_BY_PLANES(shared_sum, false, t.sums[s].planes);
-        function(t, t.sums[s], positions, count, shared->planes);
+        function(t, s, positions, count, shared->planes);
     }
 }
 

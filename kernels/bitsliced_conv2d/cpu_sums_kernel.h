@@ -32,8 +32,8 @@ static void count_planes(const BitConvTask& t, int64_t o, const Position* positi
             for (int k = 0; k < K; ++k) planes[k] = splat(constants[k]);
         if constexpr (kQuads)
             if (t.quads) {
-                add_taps<K>(planes, t.ordered[o],
-                            QuadTaps{positions[i].input, t.quads + t.ordered[o].first});
+                const QuadLists& lists = positions[i].lists[o];
+                add_taps<K>(planes, lists, QuadTaps{positions[i].input, t.quads + lists.first});
                 add_shared<K>(planes, t, t.ordered[o], shared.planes + i * t.shared_vectors);
             }
         if (!kQuads || !t.quads) add_taps<K>(planes, channel, t.offsets, positions[i].input);

@@ -47,10 +47,8 @@ struct BitChannel {
     int32_t sum_bias;   // conv to sums: subtracted with the class's tap balance
 };
 
-// The same where a pixel is one vector: `negative` then `positive` words of four taps.
+// The same where a pixel is one vector: an output channel.
 struct QuadChannel {
-    int64_t first;  // into quads
-    int32_t negative, positive;
     int32_t planes;
     int32_t constants;  // into each class's
     int32_t flip;
@@ -59,11 +57,9 @@ struct QuadChannel {
     int32_t first_use, end_use;   // of QuadUse
 };
 
-// A sum of taps that several channels add: `negative` then `positive` words. Its planes, the highest of
-// which is the sign, are kept from vector `place` on until the last of these channels.
+// A sum of taps that several channels add. Its planes, the highest of which is the sign, are kept from
+// vector `place` on until the last of these channels.
 struct QuadSum {
-    int64_t first;
-    int32_t negative, positive;
     int32_t planes, place;
 };
 struct QuadGroup {
@@ -73,6 +69,12 @@ struct QuadUse {
     int32_t place;
     int16_t planes;
     int16_t negative;  // subtracted
+};
+
+// The taps of a channel or a sum: `negative` words of four and, `gap` words behind them, `positive` ones.
+struct QuadLists {
+    int64_t first;  // into quads
+    int32_t negative, gap, positive;
 };
 
 // The most planes of a group's sums.
@@ -90,9 +92,13 @@ struct BitConvTask {
     const int32_t* balances;             // per channel and class: positive minus negative taps
     // Where a pixel is one vector and the numbers of all vectors that the taps read, counted from
     // `input`, fit 16 bits; `quads` is null otherwise. A vector of zeros fills up the last word of each
-    // list. The channels come in the order in which they are computed, the constants as they are
-    // needed: [class][channels][planes].
+    // list. Border classes have lists of their own, without the taps outside the image, or share them. The
+    // channels come in the order in which they are computed, the constants as they are needed:
+    // [class][channels][planes].
     const uint64_t* quads;
+    const QuadLists* lists;              // [list_count] of channels and sums, for each set of lists
+    int64_t list_count;
+    const int32_t* list_sets;            // per class
     const QuadChannel* ordered;
     const QuadSum* sums;
     const QuadGroup* groups;

@@ -85,7 +85,7 @@ def _whole_vectors(block: Block) -> bool:
 
 
 def _bit_visits(
-    step: Conv | ConvSign | ConvAffine, result: Value, block: Block
+    step: Conv | ConvSign | ConvAffine, source: Value, result: Value, block: Block
 ) -> tuple[float, float, float]:
     """(vectors written, vectors added, the latter times how far their input lies)."""
     outputs, inputs, height, width = step.taps.shape
@@ -93,30 +93,31 @@ def _bit_visits(
     vectors = result.height * math.ceil(result.width * words / block.words)
     span = width if words < block.words else 1  # pixels read for one vector, per kernel row
     slice_bytes = 8 * inputs * height * (words * width if span == 1 else block.words + width)
-    adds = (_bit_costs(step, result)[0] if _whole_vectors(block) else step.taps.kept) * vectors
+    adds = (_bit_costs(step, source)[0] if _whole_vectors(block) else step.taps.kept) * vectors
     return outputs * vectors, adds, adds * _beyond(slice_bytes, _L1)
 
 
-_known_costs: WeakKeyDictionary[Taps, dict[tuple[int, ...], tuple[float, bool]]] = (
+_known_costs: WeakKeyDictionary[Taps, dict[tuple[object, ...], tuple[float, bool]]] = (
     WeakKeyDictionary()
 )
 
 
-def _bit_costs(step: Conv | ConvSign | ConvAffine, result: Value) -> tuple[float, bool]:
+def _bit_costs(step: Conv | ConvSign | ConvAffine, source: Value) -> tuple[float, bool]:
     """The engine's word: additions for a vector of 512 images, and whether code makes them."""
     taps = step.taps
     known = _known_costs.setdefault(taps, {})
-    key = (step.groups, result.height, result.width)
+    geometry = (step.stride, step.padding, step.dilation, step.groups)
+    key = (source.shape, *geometry)
     if key not in known:
         known[key] = cpu.engine().bitsliced_conv2d_costs(
-            taps.indptr, taps.index, taps.value, taps.shape, *key
+            source.shape, taps.indptr, taps.index, taps.value, taps.shape, *geometry
         )
     return known[key]
 
 
 def _bit_sign(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     assert isinstance(step, ConvSign)
-    visits, adds, far = _bit_visits(step, result, block)
+    visits, adds, far = _bit_visits(step, sources[0], result, block)
     staged = step.stride[1] > 1 and (block.lanes // 64) % block.words != 0
     moved = math.prod(sources[0].shape) * (block.lanes // 64) if staged else 0
     return 1, visits, adds, far, visits if step.residual >= 0 else 0, moved
@@ -135,13 +136,13 @@ def _bit_code(step: Step, sources: Sources, result: Value, block: Block) -> tupl
     return 1, visits, adds, step.taps.kept, read, chosen, 0, 0, 0, 0
 
 
-def _runs_as_bit_code(step: Step, result: Value) -> bool:
-    return isinstance(step, ConvSign) and _bit_costs(step, result)[1]
+def _runs_as_bit_code(step: Step, source: Value) -> bool:
+    return isinstance(step, ConvSign) and _bit_costs(step, source)[1]
 
 
 def _bit_sums(step: Step, sources: Sources, result: Value, block: Block) -> tuple[float, ...]:
     assert isinstance(step, Conv)
-    visits, adds, far = _bit_visits(step, result, block)
+    visits, adds, far = _bit_visits(step, sources[0], result, block)
     planes = max(5.0, math.log2(step.taps.kept / result.channels + 1) + 2)
     written = math.prod(result.shape) * block.groups
     return 1, visits, adds, far, written * planes, written * _beyond(64 * written, _L2)
@@ -313,7 +314,7 @@ def _beside_bit_code(kernel: Kernel) -> Kernel:
     """The same in programs whose layers of bits run as code where they have few taps."""
 
     def runs(step: Step, sources: Sources, result: Value) -> bool:
-        return kernel.runs(step, sources, result) and not _runs_as_bit_code(step, result)
+        return kernel.runs(step, sources, result) and not _runs_as_bit_code(step, sources[0])
 
     return replace(kernel, case=f"{kernel.case} beside code of bits", layout=BIT_CODE, runs=runs)
 
@@ -393,7 +394,7 @@ KERNELS: tuple[Kernel, ...] = (
         "bit-sliced code",
         "bit-sliced code sign",
         BIT_CODE,
-        lambda step, sources, result: _runs_as_bit_code(step, result),
+        lambda step, sources, result: _runs_as_bit_code(step, sources[0]),
         (
             "call",
             "vector",

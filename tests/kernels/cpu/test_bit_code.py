@@ -194,9 +194,11 @@ def test_code_is_made_where_it_is_said_to_be(
     weight = net.weight((outputs, inputs, kernel, kernel), density)
     indptr, index, value, shape = net.taps(weight, True)
     engine = cpu.engine()
-    _, code = engine.bitsliced_conv2d_costs(indptr, index, value, shape, 1, size, size)
-    net.weight = lambda *_: weight  # type: ignore[method-assign]
     padding = kernel // 2
+    geometry = ((1, 1), (padding, padding), (1, 1), 1)
+    given = (net.shapes[0], indptr, index, value, shape)
+    _, code = engine.bitsliced_conv2d_costs(*given, *geometry)
+    net.weight = lambda *_: weight  # type: ignore[method-assign]
     net.compare(net.conv(net.bits, outputs, kernel, padding=padding, density=density, mode="sign"))
     with_code, without = net.program.programs  # type: ignore[attr-defined]
     assert code == made

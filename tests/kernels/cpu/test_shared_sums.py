@@ -28,8 +28,8 @@ def additions(weight: Any, groups: int = 1) -> float:
     indptr = np.concatenate([[0], np.cumsum((flat != 0).sum(1))]).astype(np.int32)
     index = np.nonzero(flat)[1].astype(np.int32)
     value = flat[flat != 0].astype(np.int8)
-    layer = (indptr, index, value, weight.shape, groups, 3, 3)
-    made, _ = cpu.engine().bitsliced_conv2d_costs(*layer)
+    layer = ((groups * weight.shape[1], 3, 3), indptr, index, value, weight.shape)
+    made, _ = cpu.engine().bitsliced_conv2d_costs(*layer, (1, 1), (0, 0), (1, 1), groups)
     return float(made / max(1, len(index)))
 
 
