@@ -18,14 +18,6 @@ constexpr double kMostCopies = 4;  // of a layer's lists
 
 int32_t words_for(size_t taps) { return int32_t((taps + 3) / 4); }
 
-// The share of an axis's taps that lie inside the image.
-double share_inside(const AxisClasses& axis, int64_t kernel) {
-    int64_t inside = 0;
-    for (const int32_t c : axis.of)
-        inside += axis.classes[size_t(c)].last - axis.classes[size_t(c)].first;
-    return double(inside) / double(kernel * int64_t(axis.of.size()));
-}
-
 // Whether the classes of an axis have lists of their own.
 bool apart(const AxisClasses& axis, int64_t kernel) {
     int64_t copies = 0;

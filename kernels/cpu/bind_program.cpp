@@ -226,6 +226,7 @@ void bind_program(py::module_& m) {
         .def("peak_bytes", &Program::peak_bytes, arg("batch"))
         .def("step_times", &Program::step_times)
         .def("bit_code_steps", &Program::bit_code_steps)
+        .def("computed_by", &Program::computed_by)
         .def_property_readonly("lanes", &Program::lanes)
         .def_property_readonly("isa", &Program::isa)
         .def_property_readonly("makes_code", &Program::makes_code)

@@ -133,6 +133,21 @@ void Program::join_pools() {
     }
 }
 
+std::vector<int> Program::computed_by() const {
+    need_finished();
+    std::vector<int> by(steps_.size(), -1);
+    for (size_t s = steps_.size(); s-- > 0;) {
+        if (image_steps_[s]) {
+            by[s] = int(s);
+            continue;
+        }
+        for (size_t reader = steps_.size(); reader-- > s + 1;)
+            for (int source : steps_[reader]->sources())
+                if (source == int(s) + 1) by[s] = by[reader];
+    }
+    return by;
+}
+
 // The sum of a residual block takes the place of its shortcut, where nothing reads that later.
 void Program::overwrite_residuals() {
     for (size_t s = 0; s < image_steps_.size(); ++s) {

@@ -88,6 +88,13 @@ AxisClasses axis_classes(int64_t input, int64_t output, int64_t kernel, int64_t 
     return result;
 }
 
+double share_inside(const AxisClasses& axis, int64_t kernel) {
+    int64_t inside = 0;
+    for (const int32_t c : axis.of)
+        inside += axis.classes[size_t(c)].last - axis.classes[size_t(c)].first;
+    return double(inside) / double(kernel * int64_t(axis.of.size()));
+}
+
 void check_taps(const Taps& taps, const Geometry& g) {
     const auto total = int64_t(taps.index.size());
     if (int64_t(taps.indptr.size()) != g.output.channels + 1)

@@ -45,6 +45,8 @@ struct AxisClasses {
 };
 AxisClasses axis_classes(int64_t input, int64_t output, int64_t kernel, int64_t stride,
                          int64_t padding, int64_t dilation);
+// The share of an axis's taps that lie inside the image.
+double share_inside(const AxisClasses& axis, int64_t kernel);
 
 // Kept taps, checked: indptr is [O+1] and rises from 0 to the count, indices lie in
 // [0, group_size), strictly ascending per channel. Either signs or weights is filled.

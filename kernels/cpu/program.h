@@ -63,6 +63,9 @@ class Program {
     bool makes_bit_code() const;
     // Per step, whether such code has been made of it by a run.
     std::vector<bool> bit_code_steps() const;
+    // With images in the lanes, per step the one that computes it, in whose time it is counted: itself, or a
+    // later one that it is joined into. -1: none, for nothing reads it.
+    std::vector<int> computed_by() const;
     int64_t lanes() const;
     // Lanes of the first block of so many images.
     int64_t block_lanes(int64_t images) const;

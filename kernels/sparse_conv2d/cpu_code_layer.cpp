@@ -25,13 +25,6 @@ constexpr double kMostInside = 0.9;
 constexpr double kLeastShared = 0.07;
 constexpr int64_t kMostPositions = 32;  // that TapCode::Function leaves out by bits
 
-// How many of the kernel positions of all results along an axis lie inside.
-double share_inside(const AxisClasses& axis, int64_t kernel) {
-    int64_t inside = 0;
-    for (const int32_t c : axis.of) inside += axis.classes[size_t(c)].last - axis.classes[size_t(c)].first;
-    return double(inside) / double(kernel * int64_t(axis.of.size()));
-}
-
 // A part's function and sums where a band of rows passes through it.
 struct CodeVisit {
     TapCode::Function function;

@@ -1,11 +1,13 @@
 """What runs where: one row per step, with the kernel, its lanes, predicted and measured time."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mpt_fast.packed.gpu.routes import choices, lanes
 from mpt_fast.runtime import CompiledProgram, Model, Program, calibration, kernels, planner
 from mpt_fast.runtime.program import Taps
+from mpt_fast.runtime.work import Block, works
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class PlanStep:
 class Plan:
     """All steps of a packed model in order; prints as a table.
 
-    Predicted times are the cost model's for `batch` images and `threads`, each step by itself and
-    images in the lanes: none where a small batch runs with its pixels there. Measured ones are
-    those of the last call, where that had the same batch and threads; a step that is computed
-    inside a later one has none.
+    Predicted times are the cost model's for `batch` images and `threads`, images in the lanes: none
+    where a small batch runs with its pixels there; the last few images of a larger one are taken
+    as if they did not. Measured ones are those of the last call, where that had the same batch and
+    threads. A step that is joined into a later one has no time of its own.
     """
 
     steps: tuple[PlanStep, ...]
@@ -94,14 +96,14 @@ def _milliseconds(seconds: float | None) -> str:
 def reference_rows(program: Program) -> list[PlanStep]:
     """One row per step of a program that runs on the float64 reference."""
     choice = planner.StepChoice("reference", "", "ground truth in float64", None)
-    return _rows(program, planner.Way("images", (choice,) * len(program.steps)), 1)
+    return _rows(program, [choice] * len(program.steps), 1)
 
 
 def device_rows(program: Program, batch: int) -> list[PlanStep]:
     """One row per step of a program on the Triton executor, float32 images."""
     chosen = choices(program, "f32", batch)
-    steps = tuple(planner.StepChoice(c.route, "", c.why, c.seconds) for c in chosen)
-    rows = _rows(program, planner.Way("images", steps), 1)
+    steps = [planner.StepChoice(c.route, "", c.why, c.seconds) for c in chosen]
+    rows = _rows(program, steps, 1)
     kinds = program.values()[1:]
     return [replace(r, lanes=lanes(v, batch)) for r, v in zip(rows, kinds, strict=True)]
 
@@ -110,36 +112,37 @@ def engine_rows(model: Model, batch: int, threads: int) -> list[PlanStep]:
     """One row per step of a program on the engine, with its times."""
     program, compiled = model.program, model.compiled("f32")
     if compiled.uses_pixels(batch):
-        way = _pixel_way(program, compiled, batch)
+        chosen = _pixel_choices(program, compiled, batch)
     else:
-        layout = calibration.layout_of(compiled, batch)
-        blocks = {layout: calibration.blocks(compiled, batch)}
-        costs = calibration.costs(compiled.isa, threads, layout)
-        way = planner.ways(program, blocks, costs)[0]
-    rows = _rows(program, way, compiled.lanes)
+        blocks = calibration.blocks(compiled, batch)
+        costs = calibration.costs_of(compiled, batch, threads)
+        chosen = planner.choices(program, compiled.computed_by(), blocks, costs)
+    rows = _rows(program, chosen, compiled.lanes)
     last = compiled.last_run
     if last is None or (last.images, last.threads) != (batch, threads):
         return rows
-    # A step done inside a later one has no time of its own.
     return [replace(r, measured=t or None) for r, t in zip(rows, last.step_times, strict=True)]
 
 
-def _pixel_way(program: Program, compiled: CompiledProgram, batch: int) -> planner.Way:
+def _pixel_choices(
+    program: Program, compiled: CompiledProgram, batch: int
+) -> list[planner.StepChoice]:
     """A batch with its pixels in the lanes, of which the cost model knows nothing."""
-    values, choices = program.values(), []
-    names = compiled.pixel_kernels(batch)
-    for step, result, name in zip(program.steps, values[1:], names, strict=True):
-        sources = [values[source] for source in step.sources()]
-        layout = kernels.CODE if name == "sparse code" else kernels.IMAGES
-        kernel = kernels.kernels_for(step, sources, result, layout)[0]
+    found = []
+    apart = works(program, range(len(program.steps)))  # there nothing is joined
+    for work, name in zip(apart, compiled.pixel_kernels(batch), strict=True):
+        assert work is not None
+        layouts = (kernels.CODE,) if name == "sparse code" else (kernels.LISTS, kernels.BITS)
+        blocks = [Block(layout, lanes=64, groups=1, words=1) for layout in layouts]
+        kernel = next(kernel for block in blocks for kernel in kernels.kernels_for(work, block))
         why = "small maps: two bytes a tap" if name == "sparse short lists" else kernel.why
-        choices.append(planner.StepChoice(f"{name or kernel.name}, pixels", kernel.case, why, None))
-    return planner.Way("pixels", tuple(choices))
+        found.append(planner.StepChoice(f"{name or kernel.name}, pixels", kernel.case, why, None))
+    return found
 
 
-def _rows(program: Program, way: planner.Way, lanes: int) -> list[PlanStep]:
+def _rows(program: Program, steps: Sequence[planner.StepChoice], lanes: int) -> list[PlanStep]:
     rows = []
-    for step, choice, result in zip(program.steps, way.steps, program.values()[1:], strict=True):
+    for step, choice, result in zip(program.steps, steps, program.values()[1:], strict=True):
         taps: Taps | None = getattr(step, "taps", None)
         rows.append(
             PlanStep(

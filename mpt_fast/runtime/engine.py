@@ -110,6 +110,11 @@ class CompiledProgram:
         """
         return self._handle.pixel_names(batch)
 
+    def computed_by(self) -> list[int]:
+        """Per step the one that computes it with images in the lanes, in whose time it is counted:
+        itself, or a later one that the engine joins it into; -1: nothing reads it."""
+        return self._handle.computed_by()
+
     def peak_bytes(self, batch: int) -> int:
         """Bytes of the values alive at once while a batch runs."""
         return self._handle.peak_bytes(batch)

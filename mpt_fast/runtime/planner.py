@@ -1,19 +1,24 @@
-"""Which layout and kernels run a program: every way is priced by the cost model, the cheapest wins.
+"""Which kernels run a program, and how long they take: the cost model prices every kernel of a
+step, the cheapest wins.
 
-A way is one layout of the lanes for the whole program and, in it, one kernel per step. All give
-the same result, so a bad estimate costs time and nothing else.
+All give the same result, so a bad estimate costs time and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from mpt_fast.runtime.kernels import LAYOUTS, Block, Kernel, Sources, kernels_for
-from mpt_fast.runtime.program import Program, Step, Value
+from mpt_fast.runtime.kernels import Kernel, kernels_for
+from mpt_fast.runtime.program import Program
+from mpt_fast.runtime.work import Block, Work, works
+
+Costs = Mapping[str, Sequence[float]]
 
 
 class StepChoice(NamedTuple):
-    """A step's kernel, its `case`, why it fits, and predicted seconds (None: no cost is known)."""
+    """A step's kernel, its `case`, why it fits, and predicted seconds.
+
+    None: no cost is known, or it is counted where the engine computes the step.
+    """
 
     kernel: str
     case: str
@@ -21,83 +26,42 @@ class StepChoice(NamedTuple):
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to run a program: a layout and a kernel per step."""
+def choices(
+    program: Program, computed_by: Sequence[int], blocks: Sequence[Block], costs: Costs
+) -> list[StepChoice]:
+    """Of every step, for a batch cut into `blocks`.
 
-    layout: str
-    steps: tuple[StepChoice, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Predicted time of all steps whose cost is known."""
-        return sum(step.seconds for step in self.steps if step.seconds is not None)
-
-    @property
-    def complete(self) -> bool:
-        """True if every step's cost is known."""
-        return all(step.seconds is not None for step in self.steps)
-
-
-def ways(
-    program: Program,
-    blocks: Mapping[str, Sequence[Block]],
-    costs: Mapping[str, Sequence[float]],
-) -> list[Way]:
-    """One way per layout in `blocks` (the blocks a batch is cut into), cheapest first.
-
-    A layout in which some step has no known cost stands behind those that are complete.
+    `computed_by`: as `CompiledProgram.computed_by`.
     """
-    values = program.values()
     found = []
-    for layout in LAYOUTS:
-        if layout not in blocks:
-            continue
-        choices = [
-            choose_kernel(step, [values[s] for s in step.sources()], result, layout,
-                          blocks[layout], costs)
-            for step, result in zip(program.steps, values[1:], strict=True)
-        ]  # fmt: skip
-        found.append(Way(layout, tuple(choices)))
-    return sorted(found, key=lambda way: (not way.complete, way.seconds))
+    for work, by in zip(works(program, computed_by), computed_by, strict=True):
+        if work is not None:
+            found.append(choose_kernel(work, blocks, costs))
+        elif by < 0:
+            found.append(StepChoice("none", "", "nothing reads it", None))
+        else:
+            name = program.steps[by].name or f"step {by}"
+            found.append(StepChoice("joined", "", f"computed by {name}", None))
+    return found
 
 
-def choose_kernel(
-    step: Step,
-    sources: Sources,
-    result: Value,
-    layout: str,
-    blocks: Sequence[Block],
-    costs: Mapping[str, Sequence[float]],
-) -> StepChoice:
-    """The cheapest kernel of one step in one layout."""
-    priced = [
-        StepChoice(
-            kernel.name,
-            kernel.case,
-            kernel.why,
-            seconds(kernel, step, sources, result, blocks, costs),
-        )
-        for kernel in kernels_for(step, sources, result, layout)
-    ]
-    if not priced:
-        return StepChoice("engine", "", "no cost is known", None)
-    return min(priced, key=lambda choice: choice.seconds or 0.0)
+def choose_kernel(work: Work, blocks: Sequence[Block], costs: Costs) -> StepChoice:
+    """The cheapest kernel in every block; the first one's is named."""
+    total, first = 0.0, None
+    for block in blocks:
+        priced = [
+            (seconds(kernel, work, block, costs), kernel) for kernel in kernels_for(work, block)
+        ]
+        if not priced:
+            return StepChoice("engine", "", "no cost is known", None)
+        price, kernel = min(priced, key=lambda pair: pair[0])
+        first = first or kernel
+        total += price
+    assert first is not None
+    return StepChoice(first.name, first.case, first.why, total)
 
 
-def seconds(
-    kernel: Kernel,
-    step: Step,
-    sources: Sources,
-    result: Value,
-    blocks: Sequence[Block],
-    costs: Mapping[str, Sequence[float]],
-) -> float:
-    """Predicted seconds of `step` on `kernel` over all blocks of a batch."""
-    return sum(
-        coefficient * count
-        for block in blocks
-        for coefficient, count in zip(
-            costs[kernel.case], kernel.count(step, sources, result, block), strict=True
-        )
-    )
+def seconds(kernel: Kernel, work: Work, block: Block, costs: Costs) -> float:
+    """Predicted seconds of `work` on `kernel` for one block."""
+    counts = kernel.count(work, block)
+    return sum(c * count for c, count in zip(costs[kernel.case], counts, strict=True))

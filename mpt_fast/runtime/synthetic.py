@@ -38,12 +38,18 @@ class Synthetic:
         return len(self.steps)
 
     def combine(self, src: int, kind: Kind, *more: int) -> int:
-        """The sum of values of one shape as `kind`; as bits its sign."""
-        srcs = (src, *more)
-        one = np.ones(self.values[src].channels)
+        """Half the sum of values of one shape as `kind`; as bits its sign."""
+        return self._combine((src, *more), kind, 0.5)
+
+    def convert(self, src: int, kind: Kind) -> int:
+        """The same value as `kind`."""
+        return self._combine((src,), kind, 1)
+
+    def _combine(self, srcs: tuple[int, ...], kind: Kind, scale: float) -> int:
+        one = np.ones(self.values[srcs[0]].channels)
         act: Any = "sign" if kind == "bits" else "none"
-        step = Combine(srcs=srcs, scales=(one,) * len(srcs), shifts=(0 * one,) * len(srcs),
-                       act=act, kind=kind)  # fmt: skip
+        step = Combine(srcs=srcs, scales=(scale * one,) * len(srcs),
+                       shifts=(0 * one,) * len(srcs), act=act, kind=kind)  # fmt: skip
         return self.add(step)
 
     def sign(self, src: int, outputs: int, size: int, density: float, stride: int = 1,
@@ -57,29 +63,29 @@ class Synthetic:
                         residual_threshold=other)  # fmt: skip
         return self.add(step)
 
-    def sums(self, src: int, outputs: int, size: int, density: float) -> int:
+    def sums(self, src: int, outputs: int, size: int, density: float, stride: int = 1) -> int:
         """Convolution of bits to sums."""
         taps = self._taps(src, outputs, size, density)
-        return self.add(Conv(src=src, taps=taps, **self._geometry(size, 1)))
+        return self.add(Conv(src=src, taps=taps, **self._geometry(size, stride)))
 
     def real(self, src: int, outputs: int, size: int, density: float, binary: bool = True,
-             act: Any = "none", residual: int = -1) -> int:  # fmt: skip
+             act: Any = "none", residual: int = -1, stride: int = 1) -> int:  # fmt: skip
         """Convolution of real values; its scale keeps a chain of them in range."""
         taps = self._taps(src, outputs, size, density, binary)
         one = np.ones(outputs)
         other = one if residual >= 0 else None
-        step = ConvAffine(src=src, taps=taps, **self._geometry(size, 1), scale=one / outputs,
+        step = ConvAffine(src=src, taps=taps, **self._geometry(size, stride), scale=one / outputs,
                           shift=0 * one, act=act, residual=residual, residual_scale=other,
                           residual_shift=other)  # fmt: skip
         return self.add(step)
 
     def levels(self, src: int, outputs: int, size: int, density: float, kind: Kind = "u8",
-               residual: int = -1) -> int:  # fmt: skip
+               residual: int = -1, stride: int = 1) -> int:  # fmt: skip
         """Convolution of levels, relu; its scale keeps a chain of them in range."""
         taps = self._taps(src, outputs, size, density)
         one = np.ones(outputs)
         has = residual >= 0
-        step = ConvAffine(src=src, taps=taps, **self._geometry(size, 1),
+        step = ConvAffine(src=src, taps=taps, **self._geometry(size, stride),
                           scale=one / (1 + taps.kept / outputs) ** 0.5, shift=0 * one, act="relu",
                           residual=residual, residual_scale=one if has else None,
                           residual_shift=0 * one if has else None, kind=kind)  # fmt: skip
@@ -98,10 +104,12 @@ class Synthetic:
 
     def _taps(self, src: int, outputs: int, size: int, density: float, binary: bool = True) -> Taps:
         shape = (outputs, self.values[src].channels, size, size)
-        keep = self.rng.random((outputs, shape[1] * size * size)) < density
-        indptr = np.concatenate([[0], np.cumsum(keep.sum(1))]).astype(np.int32)
-        value = self.rng.choice([-1, 1], keep.sum()).astype(np.int8 if binary else np.float32)
-        return Taps(shape, indptr, np.nonzero(keep)[1].astype(np.int32), value)
+        each = shape[1] * size * size
+        drawn = self.rng.integers(0, 1 << 16, outputs * each, np.uint16)
+        kept = np.flatnonzero(drawn < round(density * (1 << 16)))
+        indptr = np.searchsorted(kept, np.arange(outputs + 1) * each).astype(np.int32)
+        value = self.rng.choice([-1, 1], kept.size).astype(np.int8 if binary else np.float32)
+        return Taps(shape, indptr, (kept % each).astype(np.int32), value)
 
     @staticmethod
     def _geometry(size: int, stride: int) -> dict[str, Any]:

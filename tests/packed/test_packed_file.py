@@ -264,3 +264,19 @@ def test_files_are_near_the_entropy_bound(density: float) -> None:
     assert sum(report.parts.values()) == report.file_bytes
     assert json.loads(json.dumps(report.to_dict()))["kept"] == report.kept
     assert str(report.kept) in str(report)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
+def test_plan_counts_a_joined_layer_where_it_is_computed() -> None:
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    x = torch.randn(64, 3, 6, 6)
+    packed = mpt.pack(nn.Sequential(*layers), x, "cpu", 1)
+    packed(x)
+    conv, pool, *rest = packed.plan().steps
+    assert (conv.kernel, conv.why) == ("joined", f"computed by {pool.layer}")
+    assert conv.predicted is conv.measured is None
+    assert pool.kernel.startswith("sparse")
+    assert all(step.predicted is not None for step in (pool, *rest))
+    assert pool.measured
+    # A small batch has its pixels in the lanes, where nothing is joined.
+    assert packed.plan(1).steps[0].kernel.endswith(", pixels")

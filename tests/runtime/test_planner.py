@@ -1,6 +1,5 @@
 """The cost model's counts, fit and cache, and the choice among ways to run a program."""
 
-import itertools
 import json
 import os
 from pathlib import Path
@@ -10,18 +9,20 @@ import numpy as np
 import pytest
 
 from mpt_fast.kernels import cpu
-from mpt_fast.runtime import Program, Step, Value, calibration, kernels, planner
+from mpt_fast.runtime import Program, calibration, kernels, planner, samples
 from mpt_fast.runtime.calibration import Point
 from mpt_fast.runtime.engine import CompiledProgram
-from mpt_fast.runtime.kernels import BIT_CODE, CODE, IMAGES, KERNELS, Block, Kernel
+from mpt_fast.runtime.kernels import BITS, CODE, KERNELS, LISTS, WHOLE, Kernel
 from mpt_fast.runtime.synthetic import Synthetic
+from mpt_fast.runtime.work import Block, Work, far_lines, taps_inside, works
 
 needs_engine = pytest.mark.skipif(not cpu.available(), reason="the C++ engine is not built")
 # Code is made for these instruction sets.
 CODED = cpu.available() and not {"avx512", "avx2"}.isdisjoint(cpu.engine().isas())
 BIT_CODED = CODED and "avx512" in cpu.engine().isas()
-LAYOUTS = (IMAGES, *((CODE,) if CODED else ()), *((BIT_CODE,) if BIT_CODED else ()))
-BLOCK = Block(lanes=256, groups=16, words=4)
+LAYOUTS = (LISTS, BITS, *((CODE,) if CODED else ()), *((WHOLE,) if BIT_CODED else ()))
+BLOCK = Block(BITS, lanes=256, groups=16, words=4)
+NARROW = Block(BITS, lanes=64, groups=1, words=4)
 
 
 def network() -> Program:
@@ -37,75 +38,94 @@ def reals() -> Program:
     return net.program()
 
 
-def counts(
-    step: Step, values: list[Value], block: Block = BLOCK, layout: str = IMAGES
-) -> dict[str, float]:
-    sources, result = [values[s] for s in step.sources()], values[-1]
-    (kernel,) = kernels.kernels_for(step, sources, result, layout)
-    return dict(zip(kernel.terms, kernel.count(step, sources, result, block), strict=True))
+def alone(net: Synthetic) -> Work:
+    """The last step of `net` so far, joined with nothing."""
+    step = net.steps[-1]
+    read = tuple(net.values[s] for s in step.sources())
+    return Work(step, read, net.values[-1], outer=tuple((value, step) for value in read))
+
+
+def counted_by(work: Work, block: Block) -> tuple[Kernel, dict[str, float]]:
+    """The only kernel for `work`, and what it counts."""
+    (kernel,) = kernels.kernels_for(work, block)
+    return kernel, dict(zip(kernel.terms, kernel.count(work, block), strict=True))
+
+
+def counts(net: Synthetic, block: Block = BLOCK) -> dict[str, float]:
+    return counted_by(alone(net), block)[1]
+
+
+def kept(net: Synthetic) -> int:
+    return net.steps[-1].taps.kept  # type: ignore[attr-defined]
+
+
+def inside(net: Synthetic) -> int:
+    work = alone(net)
+    return taps_inside(work.step, work.sources[0], work.result)  # type: ignore[arg-type]
 
 
 def test_counts_of_a_bit_sliced_layer_are_those_of_its_loops() -> None:
     net = Synthetic((8, 6, 6))
     bits = net.combine(0, "bits")
     net.sign(bits, 16, 3, 0.5)
-    step = net.steps[-1]
-    kept = step.taps.kept  # type: ignore[attr-defined]
-    found = counts(step, net.values)
-    assert (found["call"], found["vector"], found["tap"]) == (1, 16 * 36, kept * 36)
-    assert found["vector chosen by a residual"] == found["word sorted by stride"] == 0
+    found = counts(net)
+    assert (found["call"], found["vector"]) == (1, 16 * 36)
+    assert found["tap"] == pytest.approx(inside(net))
+    assert found["tap"] + found["tap outside the image"] == pytest.approx(kept(net) * 36)
+    assert found["vector chosen by a residual"] == found["pixel sorted by stride"] == 0
     # 64 lanes are one word: a row of six pixels fills two vectors of four.
-    narrow = counts(step, net.values, Block(64, 1, 4))
-    assert (narrow["vector"], narrow["tap"]) == (16 * 6 * 2, kept * 6 * 2)
-    net.sign(bits, 16, 3, 0.5, stride=2, residual=-1)
-    assert counts(net.steps[-1], net.values, Block(64, 1, 4))["word sorted by stride"] == 8 * 36
+    narrow = counts(net, NARROW)
+    assert narrow["vector"] == 16 * 6 * 2
+    assert narrow["tap"] + narrow["tap outside the image"] == pytest.approx(kept(net) * 12)
+    net.sign(bits, 16, 3, 0.5, stride=2)
+    assert counts(net, NARROW)["pixel sorted by stride"] == 8 * 36
 
 
 def test_counts_of_a_real_layer_and_of_pools() -> None:
+    block = Block(LISTS, lanes=256, groups=16, words=4)
     net = Synthetic((8, 6, 6))
     net.real(0, 4, 3, 0.5)
-    kept = net.steps[-1].taps.kept  # type: ignore[attr-defined]
-    found = counts(net.steps[-1], net.values)
-    assert (found["tap"], found["value"]) == (kept * 36 * 16, 4 * 36 * 16)
-    assert found["tile"] == 4 * 6 * 2 * 16
+    found = counts(net, block)
+    assert found["tap"] + found["tap outside the image"] == kept(net) * 36 * 16
+    assert found["tap outside the image"] > 0
+    assert (found["value"], found["tile"]) == (4 * 36 * 16, 4 * 6 * 2 * 16)
     net.pool(0, 2, average=True)
-    assert counts(net.steps[-1], net.values) == {
-        "call": 1, "value": 8 * 9 * 16, "value read": 8 * 36 * 16,
-    }  # fmt: skip
+    found = counts(net, block)
+    assert (found["call"], found["value"], found["value read"]) == (1, 8 * 9 * 16, 8 * 36 * 16)
 
 
 def test_counts_of_layers_that_run_as_code() -> None:
-    block = Block(lanes=16, groups=1, words=8)
+    block = Block(CODE, lanes=16, groups=1, words=8)
     net = Synthetic((8, 6, 6))
     net.real(0, 30, 3, 0.5)
-    kept = net.steps[-1].taps.kept  # type: ignore[attr-defined]
-    found = counts(net.steps[-1], net.values, block, CODE)
-    assert (found["call"], found["tap"], found["value"]) == (1, kept * 36, 30 * 36)
-    assert found["tap's code fetched"] == kept  # once: it stays near
+    found = counts(net, block)
+    assert (found["call"], found["value"]) == (1, 30 * 36)
+    assert found["tap"] + found["tap outside the image"] == pytest.approx(kept(net) * 36)
+    assert found["tap's code fetched"] == kept(net)  # once: it stays near
     assert found["value kept between blocks"] == found["tap's code waited for"] == 0
+    assert found["input vector beyond L2"] == 0
     # 30 outputs are two parts, of which every input is likely to have a tap.
     assert found["input vector loaded"] == pytest.approx(2 * 8 * 9 * 36, rel=0.01)
     net = Synthetic((512, 1, 1))
     net.real(0, 512, 1, 0.5)
-    found = counts(net.steps[-1], net.values, block, CODE)
+    found = counts(net, block)
     assert 0 < found["tap's code waited for"] < found["tap's code fetched"]
     assert found["value kept between blocks"] > 0  # more taps than a function takes
     net = Synthetic((96, 40, 40))
-    net.real(0, 96, 3, 0.5, residual=net.real(0, 96, 3, 0.5))
-    found = counts(net.steps[-1], net.values, block, CODE)
-    kept = net.steps[-1].taps.kept  # type: ignore[attr-defined]
-    assert found["tap's code fetched"] > 2 * kept  # of 40 rows in bands
+    net.real(0, 384, 3, 0.5, residual=net.real(0, 384, 3, 0.5))
+    found = counts(net, block)
+    assert found["tap's code fetched"] > 2 * kept(net)  # of 40 rows in bands
+    assert found["input vector beyond L2"] > 0  # three rows of 40 pixels of 6 KiB
     assert found["value added to"] == found["value"]
     net.real(0, 30, 3, 0)
-    assert counts(net.steps[-1], net.values, block, CODE)["input vector loaded"] == 0
+    assert counts(net, block)["input vector loaded"] == 0
     # 32 levels lie in a vector.
     net = Synthetic((8, 6, 6))
     net.levels(net.combine(0, "i8"), 30, 3, 0.5)
-    assert counts(net.steps[-1], net.values, Block(32, 2, 8), CODE)["value"] == 30 * 36
+    assert counts(net, Block(CODE, 32, 2, 8))["value"] == 30 * 36
     net.pool(2, 2)
-    assert counts(net.steps[-1], net.values, block, CODE) == {
-        "call": 1, "value": 30 * 9, "value read": 30 * 9 * 4
-    }  # fmt: skip
+    found = counts(net, block)
+    assert (found["call"], found["value"], found["value read"]) == (1, 30 * 9, 30 * 9 * 4)
 
 
 @needs_engine
@@ -113,25 +133,135 @@ def test_counts_of_layers_of_bits_that_run_as_code() -> None:
     net = Synthetic((64, 6, 6))
     bits = net.combine(0, "bits")
     net.sign(bits, 32, 3, 0.5, residual=net.sign(bits, 32, 3, 0.5))
-    step = net.steps[-1]
-    kept = step.taps.kept  # type: ignore[attr-defined]
-    found = counts(step, net.values, Block(512, 32, 8), BIT_CODE)
-    assert (found["call"], found["vector"], found["tap"]) == (1, 32 * 36, kept * 36)
-    assert found["input vector read"] == 64 * 36
+    whole = Block(WHOLE, 512, 32, 8, bit_code=True)
+    kernel, found = counted_by(alone(net), whole)
+    assert kernel.name == "bit-sliced code"
+    assert (found["call"], found["vector"]) == (1, 32 * 36)
+    assert found["tap"] + found["tap outside the image"] == pytest.approx(kept(net) * 36)
     assert found["vector chosen by a residual"] == 32 * 36
-    assert found["vector by lists"] == found["tap by lists"] == 0
-    # The last images of a batch may fill a narrower block.
-    narrow = counts(step, net.values, Block(64, 1, 8), BIT_CODE)
-    lists = counts(step, net.values, Block(64, 1, 8), IMAGES)
-    assert narrow["vector"] == narrow["tap"] == narrow["input vector read"] == 0
-    assert narrow["vector by lists"] == lists["vector"]
-    assert narrow["tap by lists"] == lists["tap"]
+    # From lists where the program makes no code, and where the last images fill a narrower block.
+    for block in (Block(WHOLE, 512, 32, 8), Block(BITS, 64, 1, 8)):
+        assert counted_by(alone(net), block)[0].name == "bit-sliced"
     # Layers of many taps, of many in one channel, or whose channels share many keep lists.
     layers = ((32, 3, 0.6, True), (64, 3, 0.95, False), (1, 9, 1.0, False), (32, 3, 1.0, False))
     for outputs, size, density, few in layers:
         net.sign(bits, outputs, size, density)
-        (kernel,) = kernels.kernels_for(net.steps[-1], [net.values[bits]], net.values[-1], BIT_CODE)
-        assert kernel.name == ("bit-sliced code" if few else "bit-sliced")
+        name = counted_by(alone(net), whole)[0].name
+        assert name == ("bit-sliced code" if few else "bit-sliced")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_taps_inside_are_those_that_meet_a_pixel(size: int, stride: int) -> None:
+    net = Synthetic((3, 7, 5))
+    net.real(0, 4, size, 0.6, stride=stride)
+    step, result = net.steps[-1], net.values[-1]
+    found = 0
+    for tap in step.taps.index % (size * size):  # type: ignore[attr-defined]
+        for y in range(result.height):
+            for x in range(result.width):
+                row = y * stride - size // 2 + tap // size
+                column = x * stride - size // 2 + tap % size
+                found += 0 <= row < 7 and 0 <= column < 5
+    assert inside(net) == found
+
+
+def test_far_lines_are_what_the_cache_does_not_hold() -> None:
+    net = Synthetic((32, 16, 16))
+    net.combine(0, "f32")
+    work, held = alone(net), 1024 * 1024 / 64
+    assert far_lines(work, Block(LISTS, 16, 1, 8)) == 0  # half a MiB each
+    assert far_lines(work, Block(LISTS, 64, 4, 8)) == 2 * 32 * 256 * 4 - held
+    # A 1x1 kernel with stride 2 passes over three pixels of four.
+    net.real(0, 32, 1, 0.5, stride=2)
+    assert far_lines(alone(net), Block(LISTS, 256, 16, 8)) == 2 * 32 * 64 * 16 - held
+
+
+def joined_programs() -> dict[str, tuple[Program, list[str]]]:
+    """By what the engine joins: a program, and the kernels of its last steps."""
+    found = {}
+    net = Synthetic((3, 8, 8))
+    net.real(net.convert(0, "f64"), 8, 3, 0.5, act="sign")
+    found["filtered"] = net.program(), ["joined", "sparse"]
+    net = Synthetic((8, 8, 8))
+    bits = net.combine(0, "bits")
+    net.combine(net.sums(bits, 4, 3, 0.5), "bits", net.sums(bits, 4, 1, 0.5))
+    found["pair"] = net.program(), ["elementwise", "joined", "joined", "bit-sliced pair"]
+    net = Synthetic((8, 8, 8))
+    net.combine(net.pool(net.sums(net.combine(0, "bits"), 4, 3, 0.5), 2), "f32")
+    found["sums"] = net.program(), ["elementwise", "joined", "joined", "bit-sliced, joined"]
+    net = Synthetic((8, 8, 8))
+    net.pool(net.convert(net.combine(0, "bits"), "f32"), 8, average=True)
+    found["average"] = net.program(), ["elementwise", "joined", "pool"]
+    net = Synthetic((8, 8, 8))
+    net.pool(net.real(0, 8, 3, 0.5), 2)
+    found["pooled"] = net.program(), ["joined", "sparse"]
+    return found
+
+
+def no_costs(layouts: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+    """Every term costs a second."""
+    return {k.case: (1.0,) * len(k.terms) for k in KERNELS if k.layout in layouts}
+
+
+@needs_engine
+@pytest.mark.parametrize("what", ["filtered", "pair", "sums", "average", "pooled"])
+def test_joined_steps_are_priced_where_the_engine_computes_them(what: str) -> None:
+    program, names = joined_programs()[what]
+    compiled = CompiledProgram(program, program.input_kind, layout="images", code=False)
+    by = compiled.computed_by()
+    batch = compiled.lanes
+    blocks = calibration.blocks(compiled, batch)
+    costs = no_costs((LISTS, BITS, WHOLE))
+    found = planner.choices(program, by, blocks, costs)
+    assert [choice.kernel for choice in found] == names
+    last = len(program.steps) - 1
+    for number, choice in enumerate(found):
+        if choice.kernel == "joined":
+            assert by[number] == last
+            assert choice.seconds is None
+            assert choice.why == f"computed by step {last}"
+        else:
+            assert by[number] == number
+            assert choice.seconds
+    # The engine's clock agrees: those joined take no time of their own.
+    x = np.ones((batch, *program.input), np.float32)
+    compiled(x, 1)
+    timed = [time > 0 for time in compiled.step_times()]
+    assert timed == [choice.kernel != "joined" for choice in found]
+    # Whatever is joined is counted: its taps, and only what is stored is read.
+    work = works(program, by)[-1]
+    assert work is not None
+    made = {n + 1 for n, b in enumerate(by) if b == last}
+    stored = {s for n, b in enumerate(by) if b == last for s in program.steps[n].sources()} - made
+    assert {value for value, _ in work.outer} == {program.values()[s] for s in stored}
+    assert len(work.inside) == names.count("joined")
+
+
+@needs_engine
+def test_every_reader_of_a_conversion_goes_without_it() -> None:
+    net = Synthetic((3, 8, 8))
+    double = net.convert(0, "f64")
+    for _ in range(2):
+        net.real(double, 8, 3, 0.5, act="sign")
+    program = net.program()
+    by = CompiledProgram(program, "f32", layout="images").computed_by()
+    assert by[1:] == [1, 2]
+    assert by[0] in (1, 2)
+    first, *rest = works(program, by)
+    assert first is None
+    assert all(w and w.inside and w.outer[0][0] == program.values()[0] for w in rest)
+
+
+def test_a_step_that_nothing_reads_has_no_work() -> None:
+    net = Synthetic((3, 4, 4))
+    net.convert(0, "f64")
+    net.pool(0, 2)
+    program = net.program()
+    assert [work is None for work in works(program, [-1, 1])] == [True, False]
+    costs = no_costs((LISTS,))
+    found = planner.choices(program, [-1, 1], [Block(LISTS, 16, 1, 8)], costs)
+    assert (found[0].why, found[0].seconds) == ("nothing reads it", None)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -152,7 +282,7 @@ def test_fit_finds_the_coefficients_behind_exact_times() -> None:
     measured = [
         Point(case, tuple(row), float(row @ coefficients))
         for case, coefficients in truth.items()
-        for row in rng.uniform(100, 10_000, (12, len(coefficients)))
+        for row in rng.uniform(100, 10_000, (40, len(coefficients)))
     ]
     fitted = calibration.fit(measured)
     for case, coefficients in truth.items():
@@ -177,15 +307,32 @@ def test_blocks_are_those_the_engine_cuts(batch: int) -> None:
 def test_calibration_measures_every_kernel(layout: str) -> None:
     isa = cpu.engine().isas()[0]
     points = calibration.measure(isa, 1, layout)
+    measured = {point.case for point in points}
+    assert measured == {kernel.case for kernel in calibration.kernels_of(layout)}
+    assert all(point.seconds > 0 for point in points)
+
+
+@needs_engine
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_have_every_term(layout: str) -> None:
+    """A term that no synthetic layer has would get coefficient 0."""
+    isa = cpu.engine().isas()[0]
+    words = cpu.engine().vector_words(isa)
+    counts: dict[str, list[tuple[float, ...]]] = {}
+    for program, batch, code in samples.samples(isa, layout):
+        compiled = CompiledProgram(program, program.input_kind, isa, "images", code)
+        assert {block.layout for block in calibration.blocks(compiled, batch)} == {layout}
+        for point in calibration.points(compiled, program, [1.0] * len(program.steps), batch):
+            counts.setdefault(point.case, []).append(point.counts)
     for kernel in calibration.kernels_of(layout):
-        own = np.array([point.counts for point in points if point.case == kernel.case])
-        assert len(own) >= 4, kernel.case
-        # A term that no synthetic layer has would get coefficient 0. With vectors of one word
-        # nothing is ever sorted by its stride.
+        own = np.array(counts[kernel.case])
         unused = {t for t, column in zip(kernel.terms, own.T, strict=True) if not column.any()}
-        words = cpu.engine().vector_words(isa)
-        assert unused <= ({"word sorted by stride"} if words == 1 else set()), kernel.case
-    assert all(point.seconds >= 0 for point in points)
+        allowed = {kernels._FAR}  # not every kernel has values as large as that
+        if words == 1 or layout == WHOLE:  # of one vector or word nothing is sorted
+            allowed.add("pixel sorted by stride")
+        if layout == LISTS:
+            allowed.add("value read from bits")
+        assert unused <= allowed, kernel.case
 
 
 @pytest.fixture
@@ -203,7 +350,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     return calls
 
 
-def fresh(isa: str = "plain", threads: int = 1, layout: str = IMAGES) -> calibration.Costs:
+def fresh(isa: str = "plain", threads: int = 1, layout: str = LISTS) -> calibration.Costs:
     """As a new process would ask."""
     calibration.costs.cache_clear()
     try:
@@ -302,77 +449,63 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert len(counted) == 2
 
 
-def steps_like(name: str, case: str, layout: str) -> Kernel:
+def steps_like(name: str, case: str) -> Kernel:
     """A kernel for every step whose only cost is one call."""
-    return Kernel(name, case, layout, lambda *_: True, ("call",), lambda *_: (1.0,), "test")
+    return Kernel(name, case, BITS, lambda *_: True, ("call",), lambda *_: (1.0,), "test")
 
 
-@pytest.mark.parametrize("prices", list(itertools.permutations((1.0, 2.0, 3.0))))
-def test_the_cheapest_way_wins(
-    monkeypatch: pytest.MonkeyPatch, prices: tuple[float, float, float]
+@pytest.mark.parametrize("prices", [(1.0, 2.0), (2.0, 1.0)])
+def test_the_cheapest_kernel_wins(
+    monkeypatch: pytest.MonkeyPatch, prices: tuple[float, float]
 ) -> None:
-    table = (
-        steps_like("a", "a", "images"),
-        steps_like("b", "b", "images"),
-        steps_like("c", "c", "pixels"),
-    )
+    other = Kernel("c", "c", WHOLE, lambda *_: True, ("call",), lambda *_: (1.0,), "test")
+    table = (steps_like("a", "a"), steps_like("b", "b"), other)
     monkeypatch.setattr(kernels, "KERNELS", table)
-    monkeypatch.setattr(planner, "LAYOUTS", ("images", "pixels"))
     program = network()
-    costs = {case: (price,) for case, price in zip("abc", prices, strict=True)}
-    blocks = {"images": [BLOCK], "pixels": [BLOCK, BLOCK]}  # pixels in two blocks: twice the cost
-    found = planner.ways(program, blocks, costs)
-    images = min(prices[0], prices[1])
-    assert [way.layout for way in found] == (
-        ["images", "pixels"] if images <= 2 * prices[2] else ["pixels", "images"]
-    )
-    for way in found:
-        price = images if way.layout == "images" else 2 * prices[2]
-        assert way.seconds == pytest.approx(price * len(program.steps))
-        chosen = "c" if way.layout == "pixels" else "a" if prices[0] < prices[1] else "b"
-        assert {step.kernel for step in way.steps} == {chosen}
-    only = planner.ways(program, {"images": [BLOCK]}, costs)
-    assert [way.layout for way in only] == ["images"]
+    costs = {"a": prices[:1], "b": prices[1:], "c": (0.5,)}
+    own = range(len(program.steps))
+    wide = Block(WHOLE, 512, 32, 8)
+    found = planner.choices(program, own, [BLOCK, wide, BLOCK], costs)
+    assert {choice.kernel for choice in found} == {"a" if prices[0] < prices[1] else "b"}
+    assert all(choice.seconds == 2 * min(prices) + 0.5 for choice in found)
 
 
-def test_a_step_without_a_known_cost_does_not_make_a_way_cheap(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    blind = Kernel("c", "c", "pixels", lambda step, *_: step.op == "combine", ("call",),
+def test_a_step_without_a_known_cost_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = Kernel("c", "c", BITS, lambda work, block: work.step.op == "combine", ("call",),
                    lambda *_: (1.0,), "test")  # fmt: skip
-    monkeypatch.setattr(kernels, "KERNELS", (steps_like("a", "a", "images"), blind))
-    monkeypatch.setattr(planner, "LAYOUTS", ("images", "pixels"))
-    found = planner.ways(
-        network(), {"images": [BLOCK], "pixels": [BLOCK]}, {"a": (5.0,), "c": (1.0,)}
-    )
-    assert [(way.layout, way.complete) for way in found] == [("images", True), ("pixels", False)]
-    assert found[1].seconds < found[0].seconds
+    monkeypatch.setattr(kernels, "KERNELS", (blind,))
+    program = network()
+    found = planner.choices(program, range(len(program.steps)), [BLOCK], {"c": (1.0,)})
+    known = [step.op == "combine" for step in program.steps]
+    assert [choice.seconds is not None for choice in found] == known
 
 
 @needs_engine
 @pytest.mark.parametrize("code", [True, False])
 def test_a_program_that_makes_code_is_planned_with_its_kernels(code: bool) -> None:
     compiled = CompiledProgram(reals(), "f32", code=code)
-    layout = calibration.layout_of(compiled, 20)
-    assert layout == (CODE if compiled.code else IMAGES)
-    costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
-    (way,) = planner.ways(reals(), {layout: calibration.blocks(compiled, 20)}, costs)
+    blocks = calibration.blocks(compiled, 20)
+    layout = CODE if compiled.code else LISTS
+    assert {block.layout for block in blocks} == {layout}
+    found = planner.choices(reals(), compiled.computed_by(), blocks, no_costs((layout,)))
     name = "sparse code" if compiled.code else "sparse"
-    assert [step.kernel for step in way.steps] == [name, "pool", name]
-    assert way.complete
-    assert all("machine code" in s.why for s in way.steps if s.kernel == "sparse code")
+    assert [choice.kernel for choice in found] == ["joined", name, name]
+    assert all("machine code" in c.why for c in found if c.kernel == "sparse code")
 
 
 @needs_engine
 @pytest.mark.parametrize("code", [True, False])
 def test_a_program_of_bits_is_planned_with_code_where_it_runs_as_code(code: bool) -> None:
     compiled = CompiledProgram(network(), "f32", code=code)
-    assert calibration.layout_of(compiled, 256) == IMAGES  # a block of half the width
-    layout = calibration.layout_of(compiled, 600)
-    assert layout == (BIT_CODE if code and BIT_CODED else IMAGES)
-    costs = {k.case: (1.0,) * len(k.terms) for k in calibration.kernels_of(layout)}
-    (way,) = planner.ways(network(), {layout: calibration.blocks(compiled, 600)}, costs)
+    blocks = calibration.blocks(compiled, 600)
+    whole = compiled.isa == "avx512"
+    layouts = [block.layout for block in blocks]
+    assert layouts == ([WHOLE, BITS] if whole else [BITS] * len(blocks))
+    costs = no_costs((BITS, WHOLE))
+    found = planner.choices(network(), compiled.computed_by(), blocks, costs)
     name = "bit-sliced code" if code and BIT_CODED else "bit-sliced"
-    found = [step.kernel for step in way.steps]
-    assert found == ["elementwise", name, "pool", "bit-sliced", "elementwise"]
-    assert way.complete
+    names = [choice.kernel for choice in found]
+    assert names == ["elementwise", name, "pool", "joined", "bit-sliced, joined"]
+    assert all((c.seconds is None) == (c.kernel == "joined") for c in found)
+    narrow = planner.choices(network(), compiled.computed_by(), blocks[-1:], costs)
+    assert narrow[1].kernel == "bit-sliced"
