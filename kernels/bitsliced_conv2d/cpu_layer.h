@@ -68,6 +68,7 @@ class BitConv {
              char* stage) const;
 
    private:
+    friend class BitConvPair;
     friend class BitPixels;  // the same layer with pixels in the lanes
     friend class LookupPixels;
     friend class WordPixels;
@@ -87,6 +88,12 @@ class BitConv {
     };
     bool staged(const KernelTable& kernels, int64_t words) const;
     class QuadWriter;
+    // Sum of the signs kept inside the image where rows and columns are of these classes.
+    int32_t balance(int64_t output, int64_t row_class, int64_t column_class) const {
+        const auto columns = int64_t(columns_.classes.size());
+        return balances_[size_t((output * int64_t(rows_.classes.size()) + row_class) * columns +
+                                column_class)];
+    }
     // The last rows under an output: those that no output above it reads.
     int64_t fresh_rows() const;
     // Of whole vectors; null where their numbers do not fit.

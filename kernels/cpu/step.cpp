@@ -226,7 +226,6 @@ void PooledConvStep::run(const StepContext& context, int output) const {
 BitPairStep::BitPairStep(const BitConvStep& first, const BitConvStep& second,
                          const CombineStep& combine)
     : ImageStep({first.sources()[0], second.sources()[0]}),
-      combine_(combine),
       pair_(first.conv(), second.conv(), pair_formula(combine)) {}
 
 int64_t BitPairStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t) const {
@@ -234,9 +233,8 @@ int64_t BitPairStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int6
 }
 
 void BitPairStep::run(const StepContext& context, int output) const {
-    pair_.run(context.kernels, combine_.rules(), context.view(sources_[0]),
-              context.view(sources_[1]), context.view(output), context.lanes / 64,
-              context.threads, context.stage);
+    pair_.run(context.kernels, context.view(sources_[0]), context.view(sources_[1]),
+              context.view(output), context.lanes / 64, context.threads, context.stage);
 }
 
 SumsStep::SumsStep(const CombineStep& combine, std::vector<Branch> branches)
