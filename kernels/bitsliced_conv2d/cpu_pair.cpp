@@ -18,12 +18,14 @@ constexpr int64_t kMaxConstant = int64_t{1} << 29;  // beyond every sum of kMaxT
 // With rounded factors, the two sides of the decision overlap for some: then others are tried.
 constexpr int kTries = 48;
 
-// A number has no more planes, below a count of no more than these: see Planes of the kernels.
+// Of a number, and of the first count among them: see Planes of the kernels.
 constexpr int32_t kMostNumberPlanes = 32, kMostPairPlanes = 14;
 constexpr int32_t kMostShift = 20;
+// Lists add a digit plane by plane in memory: of more, integers are as fast.
+constexpr int64_t kMostAdders = 64;
+// More than alone: beside lists of two convolutions, code pays from L2 or L3 too.
+constexpr int64_t kMostCodeTaps = 64 * 1024;
 constexpr double kMostFactor = double(int64_t{1} << 24);
-
-int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
 
 double most(const PairFormula& f, int64_t o, int64_t limit1, int64_t limit2) {
     return std::fabs(f.scale1[o]) * double(limit1) + std::fabs(f.shift1[o]) +
@@ -60,18 +62,6 @@ PairFormula in_turn(PairFormula f, bool turned) {
     return f;
 }
 
-// The fewest digits of -1 and 1 whose sum of powers of two is the number.
-std::vector<PairDigit> digits_of(int64_t number) {
-    std::vector<PairDigit> digits;
-    for (int16_t place = 0; number != 0; number /= 2, ++place)
-        if (number % 2 != 0) {
-            const bool negative = (number & 3) == 3;
-            digits.push_back({place, int16_t(negative)});
-            number += negative ? 1 : -1;
-        }
-    return digits;
-}
-
 // What (constant + factor * count) >> shift has to be at a second count: this, or more where no sum of
 // the first is to miss it, or less where none is to reach it.
 struct Goal {
@@ -100,9 +90,10 @@ std::optional<int64_t> constant_for(const std::vector<Goal>& goals, int64_t fact
     constexpr int64_t kFar = int64_t{1} << 60;
     int64_t from = -kFar, below = kFar;
     for (const Goal& goal : goals) {
-        const int64_t at = (goal.number << shift) - factor * goal.count;
+        const int64_t unit = int64_t{1} << shift;
+        const int64_t at = goal.number * unit - factor * goal.count;
         if (goal.reached) from = std::max(from, at);
-        if (goal.missed) below = std::min(below, at + (int64_t{1} << shift));
+        if (goal.missed) below = std::min(below, at + unit);
     }
     if (from >= below) return {};
     return from > -kFar ? from : below < kFar ? below - 1 : 0;
@@ -183,7 +174,8 @@ PairNumber number_for(const PairFormula& f, int64_t o, const PairTaps& taps) {
             int64_t low = 0, high = 0;
             for (const auto& [balance1, balance2] : taps.balances) {
                 const std::array<int64_t, 2> key = {balance1 & 1, balance2};
-                int64_t constant = constants[key] - up * (((balance1 - key[0]) / 2) << shift);
+                int64_t constant =
+                    constants[key] - up * (balance1 - key[0]) / 2 * (int64_t{1} << shift);
                 if (up > 0) constant = -constant - 1;
                 best.constants.push_back(constant);
                 for (const Goal& goal : goals[key]) {
@@ -238,11 +230,14 @@ const BitConvPair::Plan& BitConvPair::plan() const {
         for (int64_t o = 0; o < first_.geometry().output.channels; ++o) {
             const PairTaps taps = taps_of(o);
             numbers.push_back(number_for(formula_, o, taps));
-            const PairNumber& number = numbers.back();
+            PairNumber& number = numbers.back();
+            const std::vector<PairDigit> digits = digits_of(number.factor);
+            if (int64_t(digits.size()) * (number.shift + number.planes) > kMostAdders)
+                number.planes = 0;
             PairChannel channel = {number.planes, number.shift, 0, 0, 0, 0, number.flip};
             while (int64_t{1} << channel.count_planes <= second_.taps_of(o)) ++channel.count_planes;
             channel.first_digit = int32_t(plan.digits.size());
-            for (const PairDigit& digit : digits_of(number.factor)) plan.digits.push_back(digit);
+            plan.digits.insert(plan.digits.end(), digits.begin(), digits.end());
             channel.end_digit = int32_t(plan.digits.size());
             channel.constants = int32_t(plan.class_constants);
             if (number.planes) plan.class_constants += number.shift + number.planes;
@@ -262,12 +257,47 @@ const BitConvPair::Plan& BitConvPair::plan() const {
     return plan_;
 }
 
+void BitConvPair::make_code(const View& input, const View& other_input) const {
+    std::call_once(code_made_, [&] {
+        const View &from = turned_ ? other_input : input, &other = turned_ ? input : other_input;
+        if (!first_.in_reach(from) || !second_.in_reach(other) ||
+            !first_.fits_code(kMostCodeTaps) || !second_.fits_code())
+            return;
+        std::vector<CodeChannel> channels;
+        for (int64_t o = 0; o < first_.geometry().output.channels; ++o) {
+            const PairNumber number = number_for(formula_, o, taps_of(o));
+            if (!number.planes) return;
+            // The count of code is of taps met, P - N + negative, and is to be above the number.
+            CodeNumber own = {second_.code_taps(other, o), -number.factor, number.shift, {}};
+            for (const int64_t constant : number.constants)
+                own.constants.push_back(
+                    -constant - 1 -
+                    (int64_t{first_.channels_[size_t(o)].negative} << number.shift));
+            channels.push_back(
+                {first_.code_taps(from, o), {}, {}, number.flip == 0, std::move(own)});
+            if (!BitCode::fits(channels.back())) return;
+        }
+        code_ = std::make_unique<const BitCode>(
+            channels, int64_t(rows_.pairs.size() * columns_.pairs.size()));
+    });
+}
+
 int64_t BitConvPair::stage_bytes(const KernelTable& kernels, int64_t words) const {
     return first_.stage_bytes(kernels, words) + second_.stage_bytes(kernels, words);
 }
 
 void BitConvPair::run(const KernelTable& kernels, const View& input, const View& other_input,
                       const View& output, int64_t words, int64_t threads, char* stage) const {
+    if (code_ && whole_vectors(kernels, words)) {
+        const Geometry& g = second_.geometry();
+        const View &from = turned_ ? other_input : input, &other = turned_ ? input : other_input;
+        const char* const corner =
+            other.origin - g.padding[0] * other.row_bytes - g.padding[1] * other.pixel_bytes;
+        return first_.run_code(
+            *code_, {rows_.of.data(), columns_.of.data(), int64_t(columns_.pairs.size())}, from,
+            output, {corner, g.stride[0] * other.row_bytes, g.stride[1] * other.pixel_bytes},
+            threads);
+    }
     const Plan& plan = this->plan();
     BitPairTask t = {};
     t.first = first_.task(kernels, turned_ ? other_input : input, output, View{}, words, 0, threads,

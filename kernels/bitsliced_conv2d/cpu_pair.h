@@ -1,8 +1,9 @@
-// Signs of two integer sums: the float64 formula as integer inequalities, and those of two bit-sliced
-// convolutions as a start value of a running count. Both are found once per program.
+// Signs of two integer sums: the float64 formula as an integer inequality, or as a number made from the
+// second count that the first is compared with. Both are found once per program.
 #pragma once
 
 #include <array>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -19,9 +20,9 @@ struct PairFormula {
 // |S2| <= limit2, or one that is not `exact` where none was found.
 SumsRule rule_for(const PairFormula& formula, int64_t channel, int64_t limit1, int64_t limit2);
 
-// (constant + factor * count2) >> shift, where counts of taps are P - N of the first convolution, N being
-// its negative taps, and P - N + negative of the second: the first count is at most this number exactly
-// where the formula decides -1, or +1 where `flip` is 0.
+// (constant + factor * count2) >> shift. Of the taps that meet a bit of 1, P positive and N negative ones,
+// the first count is P - N and the second P - N + all negative ones. The first is at most this number
+// exactly where the formula decides -1, or +1 where `flip` is 0.
 struct PairNumber {
     int32_t planes;  // of the first count, enough for it minus any such number; 0: none was found
     int32_t shift;
@@ -44,7 +45,9 @@ class BitConvPair {
     BitConvPair(const BitConv& one, const BitConv& other, PairFormula formula);
 
     int64_t stage_bytes(const KernelTable& kernels, int64_t words) const;
-    // The inputs are those of `one` and `other`.
+    // The inputs are those of `one` and `other`. Makes the code by which run() then computes whole vectors,
+    // where that is faster than lists.
+    void make_code(const View& input, const View& other_input) const;
     void run(const KernelTable& kernels, const View& input, const View& other_input,
              const View& output, int64_t words, int64_t threads, char* stage) const;
 
@@ -73,6 +76,8 @@ class BitConvPair {
     const Classes rows_, columns_;
     mutable std::once_flag plan_made_;
     mutable Plan plan_;
+    mutable std::once_flag code_made_;
+    mutable std::unique_ptr<const BitCode> code_;
 };
 
 }  // namespace mpt

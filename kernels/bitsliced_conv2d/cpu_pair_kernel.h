@@ -126,7 +126,7 @@ MPT_INLINE void start_number(const BitPairTask& t, const PairChannel& channel,
         const auto add_plane = [&](Bits& plane, Bits other) {
             const Bits old = plane;
             plane = sum(old, other, carry);
-            carry = majority(old, other, carry, plane);
+            carry = majority(old, other, carry);
         };
         int32_t k = t.digits[d].place;
         for (int32_t i = 0; i < channel.count_planes && k < total; ++i, ++k)

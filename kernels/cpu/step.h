@@ -221,6 +221,7 @@ class BitPairStep : public ImageStep {
     // The convolutions, whose sums `combine` reads, must outlive this.
     BitPairStep(const BitConvStep& first, const BitConvStep& second, const CombineStep& combine);
     int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
+    void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
 
    private:
