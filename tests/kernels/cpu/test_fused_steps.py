@@ -91,7 +91,7 @@ def test_sign_of_two_sums_with_borders_of_their_own(
 @pytest.mark.parametrize("taps", [(25, 18), (80, 5), (4, 90), (1, 2), (255, 1)], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
 def test_sign_of_every_pair_of_sums(isa: str, taps: tuple[int, int]) -> None:
-    """Slopes and shifts of every size and sign, pairs of sums exactly on the threshold among them."""
+    """Slopes and shifts of every size and sign; some sums are exactly on the threshold."""
     count = 96
     net = Net((sum(taps), 1, 1), isa)
     x = signed(net)
@@ -122,9 +122,7 @@ def test_sign_of_every_pair_of_sums(isa: str, taps: tuple[int, int]) -> None:
     net.program.finish(y)
     first, second = np.meshgrid(*(np.arange(n + 1) for n in taps), indexing="ij")
     within = np.concatenate([np.arange(n) for n in taps])
-    reached = np.where(
-        np.arange(sum(taps)) < taps[0], first.reshape(-1, 1), second.reshape(-1, 1)
-    )
+    reached = np.where(np.arange(sum(taps)) < taps[0], first.reshape(-1, 1), second.reshape(-1, 1))
     images = np.where(within < reached, signs, -signs).astype(np.float32)
     images = np.resize(images, (512, sum(taps)))[:, :, None, None]
     np.testing.assert_array_equal(net.program.run(images), net.values(images)[y].numpy())
