@@ -22,9 +22,11 @@ constexpr int64_t kVisitPixels = 2;
 
 }  // namespace
 
-bool BitConv::fits_code() const {
+bool BitConv::fits_code() const { return fits_code(kMostCodeTaps); }
+
+bool BitConv::fits_code(int64_t most_taps) const {
     const int64_t pixels = geometry_.output.height * geometry_.output.width;
-    return int64_t(taps_.size()) <= std::min(kMostCodeTaps, kMostPixelTaps * pixels) &&
+    return int64_t(taps_.size()) <= std::min(most_taps, kMostPixelTaps * pixels) &&
            std::all_of(channels_.begin(), channels_.end(),
                        [](const BitChannel& channel) {
                            return channel.negative + channel.positive <= BitCode::kMostTaps;
@@ -33,23 +35,28 @@ bool BitConv::fits_code() const {
                kSharedShare * double(taps_.size());
 }
 
-std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
+std::vector<CodeTap> BitConv::code_taps(const View& input, int64_t o) const {
     const Geometry& g = geometry_;
+    const BitChannel& channel = channels_[size_t(o)];
     const int64_t area = g.kernel_h * g.kernel_w;
+    const int64_t base = o / g.outputs_per_group() * g.group_channels;
+    std::vector<CodeTap> taps;
+    for (int64_t i = 0; i < channel.negative + channel.positive; ++i) {
+        const int64_t tap = taps_[size_t(channel.first + i)];
+        const int64_t distance = (base + tap / area) * input.channel_bytes +
+                                 tap % area / g.kernel_w * g.dilation[0] * input.row_bytes +
+                                 tap % g.kernel_w * g.dilation[1] * input.pixel_bytes;
+        taps.push_back({int32_t(distance), i < channel.negative});
+    }
+    return taps;
+}
+
+std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
     const auto classes = int64_t(rows_.classes.size() * columns_.classes.size());
     std::vector<CodeChannel> result;
-    for (int64_t o = 0; o < g.output.channels; ++o) {
+    for (int64_t o = 0; o < geometry_.output.channels; ++o) {
         const BitChannel& channel = channels_[size_t(o)];
-        const int64_t base = o / g.outputs_per_group() * g.group_channels;
-        CodeChannel code = {{}, {}, {}, flips_[size_t(o)] == 0};
-        for (int64_t i = 0; i < channel.negative + channel.positive; ++i) {
-            const int64_t tap = taps_[size_t(channel.first + i)];
-            const int64_t distance =
-                (base + tap / area) * input.channel_bytes +
-                tap % area / g.kernel_w * g.dilation[0] * input.row_bytes +
-                tap % g.kernel_w * g.dilation[1] * input.pixel_bytes;
-            code.taps.push_back({int32_t(distance), i < channel.negative});
-        }
+        CodeChannel code = {code_taps(input, o), {}, {}, flips_[size_t(o)] == 0, {}};
         // The lists' counts start at q - 1, where P - N >= q decides: see set_constants.
         const auto leasts = [&](const std::vector<uint64_t>& constants, std::vector<int32_t>* least) {
             for (int64_t c = 0; c < classes && !constants.empty(); ++c) {
@@ -67,19 +74,22 @@ std::vector<CodeChannel> BitConv::code_channels(const View& input) const {
     return result;
 }
 
+bool BitConv::in_reach(const View& input) const {
+    return input.row_bytes * (geometry_.kernel_h * geometry_.dilation[0] + 1) <=
+           std::numeric_limits<int32_t>::max();
+}
+
 void BitConv::make_code(const View& input) const {
     std::call_once(code_made_, [&] {
-        const int64_t reach = input.row_bytes * (geometry_.kernel_h * geometry_.dilation[0] + 1);
-        if (flips_.empty() || reach > std::numeric_limits<int32_t>::max() || !fits_code()) return;
+        if (flips_.empty() || !in_reach(input) || !fits_code()) return;
         code_ = std::make_unique<const BitCode>(
             code_channels(input), int64_t(rows_.classes.size() * columns_.classes.size()));
     });
 }
 
-void BitConv::run_code(const View& input, const View& output, const View& residual,
-                       int64_t threads) const {
+void BitConv::run_code(const BitCode& code, const CodeClasses& classes, const View& input,
+                       const View& output, const CodeOther& other, int64_t threads) const {
     const Geometry& g = geometry_;
-    const auto column_classes = int64_t(columns_.classes.size());
     const int64_t row_step = g.stride[0] * input.row_bytes;
     const int64_t pixel_step = g.stride[1] * input.pixel_bytes;
     const char* const corner =
@@ -91,30 +101,28 @@ void BitConv::run_code(const View& input, const View& output, const View& residu
                           kVisitPixels * pixel_step;
     const int64_t lines = fresh * input.pixel_bytes / 64;
 
-    const int64_t shares = parts_per_row(g.output.height, code_->parts(), threads);
+    const int64_t shares = parts_per_row(g.output.height, code.parts(), threads);
     for_each(g.output.height * shares, threads, [&](int64_t item, int64_t) {
         const int64_t y = item / shares, share = item % shares;
-        const int64_t from = code_->parts() * share / shares;
-        const int64_t to = code_->parts() * (share + 1) / shares;
-        const int64_t row_class = rows_.of[size_t(y)] * column_classes;
+        const int64_t from = code.parts() * share / shares;
+        const int64_t to = code.parts() * (share + 1) / shares;
+        const int64_t row_class = classes.rows[y] * classes.column_count;
         const int64_t step = (lines + to - from - 1) / std::max<int64_t>(1, to - from);
         const char* const pixels = corner + y * row_step;
         char* const results = output.origin + y * output.row_bytes;
-        const char* const others =
-            residual.origin ? residual.origin + y * residual.row_bytes : results;
-        const int64_t other_step = residual.origin ? residual.pixel_bytes : output.pixel_bytes;
+        const char* const others = other.origin + y * other.row_step;
         for (int64_t begin = 0; begin < g.output.width; begin += kVisitPixels) {
             const int64_t end = std::min(g.output.width, begin + kVisitPixels);
             for (int64_t part = from; part < to; ++part) {
-                const BitCode::Function function = code_->function(part);
+                const BitCode::Function function = code.function(part);
                 for (int64_t x = begin; x < end; ++x) {
                     const char* const pixel = pixels + x * pixel_step;
                     const char* const next = pixel + ahead + (part - from) * step * 64;
                     for (int64_t r = 0; r < rows; ++r)
                         for (int64_t i = 0; i < step; ++i)
                             __builtin_prefetch(next + r * row_bytes + i * 64);
-                    function(pixel, code_->constants(row_class + columns_.of[size_t(x)]),
-                             results + x * output.pixel_bytes, others + x * other_step);
+                    function(pixel, code.constants(row_class + classes.columns[x]),
+                             results + x * output.pixel_bytes, others + x * other.pixel_step);
                 }
             }
         }

@@ -17,9 +17,9 @@ void append_planes(std::vector<uint64_t>& constants, int64_t value, int32_t plan
         constants.push_back(value >> k & 1 ? ~uint64_t{0} : uint64_t{0});
 }
 
-int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
-
 }  // namespace
+
+int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
 
 int32_t planes_for(int64_t taps) {
     int32_t planes = 5;
@@ -290,8 +290,12 @@ void BitConv::run(const KernelTable& kernels, const View& input, const View& out
                   const View& residual, int64_t words, int64_t active, int64_t threads,
                   char* stage) const {
     const Geometry& g = geometry_;
-    if (whole_vectors(kernels, words) && code_)
-        return run_code(input, output, residual, threads);
+    if (whole_vectors(kernels, words) && code_) {
+        const View& other = residual.origin ? residual : output;
+        return run_code(*code_,
+                        {rows_.of.data(), columns_.of.data(), int64_t(columns_.classes.size())},
+                        input, output, {other.origin, other.row_bytes, other.pixel_bytes}, threads);
+    }
     const BitConvTask t = task(kernels, input, output, residual, words, active, threads, stage);
     const auto kernel = output.kind == Kind::kBits ? kernels.bit_conv_sign : kernels.bit_conv_sums;
     const int64_t outputs = g.output.channels;

@@ -25,6 +25,7 @@ struct Thresholds {
 
 // Planes for n taps: signed counts from -n - 1 to n must fit; rounded up to a compiled kernel.
 int32_t planes_for(int64_t taps);
+int64_t floor_half(int64_t value);
 
 class BitConv {
    public:
@@ -56,6 +57,8 @@ class BitConv {
 
     // True where code computes signs faster than lists do.
     bool fits_code() const;
+    // The same with another limit of taps.
+    bool fits_code(int64_t most_taps) const;
     bool has_code() const { return code_ != nullptr; }
     // Makes the code by which run() then computes whole vectors of bits whose rows lie as those of `input`,
     // where that is faster than lists.
@@ -68,6 +71,7 @@ class BitConv {
              char* stage) const;
 
    private:
+    friend class BitConvPair;
     friend class BitPixels;  // the same layer with pixels in the lanes
     friend class LookupPixels;
     friend class WordPixels;
@@ -90,6 +94,12 @@ class BitConv {
     };
     bool staged(const KernelTable& kernels, int64_t words) const;
     class QuadWriter;
+    // Sum of the signs kept inside the image where rows and columns are of these classes.
+    int32_t balance(int64_t output, int64_t row_class, int64_t column_class) const {
+        const auto columns = int64_t(columns_.classes.size());
+        return balances_[size_t((output * int64_t(rows_.classes.size()) + row_class) * columns +
+                                column_class)];
+    }
     // The last rows under an output: those that no output above it reads.
     int64_t fresh_rows() const;
     // Of whole vectors; null where their numbers do not fit.
@@ -103,9 +113,22 @@ class BitConv {
     void order_constants(Quads* quads) const;
     void raise_constants(Quads* quads) const;
     void set_constants(const Thresholds* thresholds);
+    std::vector<CodeTap> code_taps(const View& input, int64_t output) const;
     std::vector<CodeChannel> code_channels(const View& input) const;
-    void run_code(const View& input, const View& output, const View& residual,
-                  int64_t threads) const;
+    // True where code reaches every tap.
+    bool in_reach(const View& input) const;
+    // Of every output row and column the class by which the code's constants are numbered.
+    struct CodeClasses {
+        const int32_t *rows, *columns;
+        int64_t column_count;
+    };
+    // What code reads besides the input, from that of output (0, 0) on.
+    struct CodeOther {
+        const char* origin;
+        int64_t row_step, pixel_step;
+    };
+    void run_code(const BitCode& code, const CodeClasses& classes, const View& input,
+                  const View& output, const CodeOther& other, int64_t threads) const;
 
     Geometry geometry_;
     AxisClasses rows_, columns_;

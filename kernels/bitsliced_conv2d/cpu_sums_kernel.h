@@ -1,5 +1,4 @@
-// Counts of bit-sliced convolutions as numbers: written out as integer sums, or two of them joined
-// into a sign without leaving the registers.
+// Counts of bit-sliced convolutions as numbers, and written out as integer sums.
 //
 // A running count lies in planes: bit k of every lane in plane k. Within every field of 16 lanes,
 // planes and lanes form a square of bits; its transpose is 16 vectors of 16-bit counts, vector j of
@@ -18,6 +17,19 @@ struct alignas(64) Planes {
     Bits bits[32];
 };
 
+// Adds the taps of channel `o` at a position, and what it shares with others, whose planes are there.
+template <int K>
+MPT_INLINE void add_counts(Bits* planes, const BitConvTask& t, int64_t o, const Position& position,
+                           const Bits* shared) {
+    if constexpr (kQuads)
+        if (t.quads) {
+            const QuadLists& lists = position.lists[o];
+            add_taps<K>(planes, lists, QuadTaps{position.input, t.quads + lists.first});
+            return add_shared<K>(planes, t, t.ordered[o], shared);
+        }
+    add_taps<K>(planes, t.channels[o], t.offsets, position.input);
+}
+
 // RAISED: from the constants that make the counts of all classes comparable.
 template <int K, bool RAISED>
 static void count_planes(const BitConvTask& t, int64_t o, const Position* positions, int64_t count,
@@ -30,13 +42,7 @@ static void count_planes(const BitConvTask& t, int64_t o, const Position* positi
             start_quads<K>(planes, t.quad_constants, t, t.ordered[o], positions[i]);
         else
             for (int k = 0; k < K; ++k) planes[k] = splat(constants[k]);
-        if constexpr (kQuads)
-            if (t.quads) {
-                const QuadLists& lists = positions[i].lists[o];
-                add_taps<K>(planes, lists, QuadTaps{positions[i].input, t.quads + lists.first});
-                add_shared<K>(planes, t, t.ordered[o], shared.planes + i * t.shared_vectors);
-            }
-        if (!kQuads || !t.quads) add_taps<K>(planes, channel, t.offsets, positions[i].input);
+        add_counts<K>(planes, t, o, positions[i], shared.planes + i * t.shared_vectors);
         for (int k = 0; k < K; ++k) result[i].bits[k] = planes[k];
         for (int k = K; k < (K <= 8 ? 8 : K <= 16 ? 16 : 32); ++k) result[i].bits[k] = Bits{};
     }
@@ -284,118 +290,6 @@ static void bit_conv_sums(const BitConvTask& t, int64_t row, int64_t begin, int6
                     offsets[w] = sum_offset(t, o, places[i].border[w]);
                 store_sums(t, t.channels[o].planes, 2, offsets, positions[i].words, places[i],
                            planes[i].bits, out);
-            }
-        }
-    }
-}
-
-// Per word the constant of a SumsRule, for counts instead of sums.
-MPT_INLINE void rule_constants(const BitPairTask& t, const SumsRule& rule, int64_t o,
-                               const Place& first, const Place& second, int words,
-                               int32_t* constants) {
-    for (int w = 0; w < words; ++w)
-        constants[w] = rule.constant - rule.first * sum_offset(t.first, o, first.border[w]) -
-                       rule.second * sum_offset(t.second, o, second.border[w]);
-}
-
-// Lanes where first * S1 + second * S2 + constant >= 0, S = 2 * count - offset.
-#if MPT_VECTOR_BYTES >= 32
-MPT_INLINE Bits apply_rule(const SumsRule& rule, const int32_t* constants, bool uniform,
-                           const Bits* first, const Bits* second) {
-    const Words factors = MPT_INTRINSIC(set1_epi32)(
-        int32_t(uint32_t(uint16_t(2 * rule.first)) | uint32_t(uint16_t(2 * rule.second)) << 16));
-    Words even = MPT_INTRINSIC(set1_epi32)(constants[0]), odd = even;
-    if (!uniform) {  // the lower half of 128 bits is one word, the upper half the next
-        int32_t lanes[2][MPT_VECTOR_BYTES / 4];
-        for (int w = 0; w < kWords; ++w)
-            for (int i = 0; i < 4; ++i) lanes[w % 2][w / 2 * 4 + i] = constants[w];
-        memcpy(&even, lanes[0], sizeof even);
-        memcpy(&odd, lanes[1], sizeof odd);
-    }
-    Words negative = (Words)Bits{};
-    const Words top = MPT_INTRINSIC(set1_epi16)(int16_t(0x8000));
-    for (int j = 0; j < kGroup; ++j) {
-        const Words a = (Words)first[j], b = (Words)second[j];
-        const Words low = MPT_INTRINSIC(add_epi32)(
-            MPT_INTRINSIC(madd_epi16)(MPT_INTRINSIC(unpacklo_epi16)(a, b), factors), even);
-        const Words high = MPT_INTRINSIC(add_epi32)(
-            MPT_INTRINSIC(madd_epi16)(MPT_INTRINSIC(unpackhi_epi16)(a, b), factors), odd);
-        const Bits sign = (Bits)MPT_INTRINSIC(packs_epi32)(low, high) & (Bits)top;
-        negative = (Words)((Bits)MPT_INTRINSIC(srli_epi16)(negative, 1) | sign);
-    }
-    return ~(Bits)negative;
-}
-#else
-MPT_INLINE Bits apply_rule(const SumsRule& rule, const int32_t* constants, bool,
-                           const Bits* first, const Bits* second) {  // one word: always uniform
-    Bits result = 0;
-    for (int j = 0; j < kGroup; ++j)
-        for (int field = 0; field < kFields; ++field) {
-            const int32_t a = first[j] >> (16 * field) & 0xffff;
-            const int32_t b = second[j] >> (16 * field) & 0xffff;
-            const int32_t value = 2 * rule.first * a + 2 * rule.second * b + constants[0];
-            result |= Bits(value >= 0) << (16 * field + j);
-        }
-    return result;
-}
-#endif
-
-// The float64 formula itself, for channels that no SumsRule describes.
-static __attribute__((noinline)) Bits apply_formula(const BitPairTask& t, int64_t o,
-                                                    const Place& first_place,
-                                                    const Place& second_place, const Bits* first,
-                                                    const Bits* second) {
-    const double* f = t.formula + 4 * o;
-    int32_t offsets[2][kWords];
-    for (int w = 0; w < kWords; ++w) {
-        offsets[0][w] = sum_offset(t.first, o, first_place.border[w]);
-        offsets[1][w] = sum_offset(t.second, o, second_place.border[w]);
-    }
-    uint16_t fields[kFields] = {};
-    for (int j = 0; j < kGroup; ++j) {
-        uint16_t a[kFields], b[kFields];
-        memcpy(a, &first[j], sizeof a);
-        memcpy(b, &second[j], sizeof b);
-        for (int i = 0; i < kFields; ++i) {
-            const double s1 = 2 * a[i] - offsets[0][i / 4], s2 = 2 * b[i] - offsets[1][i / 4];
-            const double value = s1 * f[0] + f[1] + (s2 * f[2] + f[3]);
-            fields[i] = uint16_t(fields[i] | int(value >= 0) << j);
-        }
-    }
-    return load<Bits>(fields);
-}
-
-static void bit_conv_pair(const BitPairTask& t, int64_t row, int64_t begin, int64_t end) {
-    Position first[kMaxPositions], second[kMaxPositions];
-    Place first_places[kMaxPositions], second_places[kMaxPositions];
-    Planes first_planes[kMaxPositions], second_planes[kMaxPositions];
-    SharedPlanes first_shared, second_shared;
-    const int64_t block = positions_together(t.first);
-    for (int64_t word = 0; word < t.first.end_word; word += block * kWords) {
-        const int64_t count = set_positions(t.first, row, word, block, first, first_places);
-        set_positions(t.second, row, word, block, second, second_places);
-        first_shared.group = second_shared.group = -1;
-        for (int64_t o = begin; o < end; ++o) {
-            prefetch_ahead(t.first, o - begin, end - begin, first, count);
-            prefetch_ahead(t.second, o - begin, end - begin, second, count);
-            channel_planes<false>(t.first, o, first, count, &first_shared, first_planes);
-            channel_planes<false>(t.second, o, second, count, &second_shared, second_planes);
-            char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
-            const SumsRule& rule = t.rules[o];
-            for (int64_t i = 0; i < count; ++i) {
-                Bits a[16], b[16], result;
-                counts_of(first_planes[i].bits, t.first.channels[o].planes <= 8, a);
-                counts_of(second_planes[i].bits, t.second.channels[o].planes <= 8, b);
-                if (rule.exact) {
-                    const bool uniform = first[i].classes == 1 && second[i].classes == 1;
-                    int32_t constants[kWords];
-                    rule_constants(t, rule, o, first_places[i], second_places[i],
-                                   uniform ? 1 : kWords, constants);
-                    result = apply_rule(rule, constants, uniform, a, b);
-                } else {
-                    result = apply_formula(t, o, first_places[i], second_places[i], a, b);
-                }
-                memcpy(out + place_in(t.output, first[i]), &result, size_t(first[i].words) * 8);
             }
         }
     }

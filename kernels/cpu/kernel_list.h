@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bitsliced_conv2d/cpu_kernel.h"
+#include "bitsliced_conv2d/cpu_pair_kernel.h"
 #include "bitsliced_conv2d/cpu_sums_kernel.h"
 #include "cpu/pointwise_kernel.h"
 #include "sparse_conv2d/cpu_code_kernel.h"

@@ -226,17 +226,20 @@ void PooledConvStep::run(const StepContext& context, int output) const {
 BitPairStep::BitPairStep(const BitConvStep& first, const BitConvStep& second,
                          const CombineStep& combine)
     : ImageStep({first.sources()[0], second.sources()[0]}),
-      combine_(combine),
       pair_(first.conv(), second.conv(), pair_formula(combine)) {}
 
 int64_t BitPairStep::stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t) const {
     return pair_.stage_bytes(kernels, lanes / 64);
 }
 
+void BitPairStep::make_ready(const StepContext& context, int) const {
+    if (context.bit_code && whole_vectors(context.kernels, context.lanes / 64))
+        pair_.make_code(context.view(sources_[0]), context.view(sources_[1]));
+}
+
 void BitPairStep::run(const StepContext& context, int output) const {
-    pair_.run(context.kernels, combine_.rules(), context.view(sources_[0]),
-              context.view(sources_[1]), context.view(output), context.lanes / 64,
-              context.threads, context.stage);
+    pair_.run(context.kernels, context.view(sources_[0]), context.view(sources_[1]),
+              context.view(output), context.lanes / 64, context.threads, context.stage);
 }
 
 SumsStep::SumsStep(const CombineStep& combine, std::vector<Branch> branches)

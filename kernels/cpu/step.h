@@ -218,13 +218,13 @@ class PooledConvStep : public ImageStep {
 // Two convolutions of bits and the sign of their sums' combination in one step.
 class BitPairStep : public ImageStep {
    public:
-    // All three must outlive this, and `combine` know that it reads the sums of the others.
+    // The convolutions, whose sums `combine` reads, must outlive this.
     BitPairStep(const BitConvStep& first, const BitConvStep& second, const CombineStep& combine);
     int64_t stage_bytes(const KernelTable& kernels, int64_t lanes, int64_t threads) const override;
+    void make_ready(const StepContext& context, int output) const override;
     void run(const StepContext& context, int output) const override;
 
    private:
-    const CombineStep& combine_;
     BitConvPair pair_;
 };
 

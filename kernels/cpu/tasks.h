@@ -133,11 +133,33 @@ struct SumsRule {
     bool exact;
 };
 
+// A decision about two counts in planes. From a number, (constant + factor * second count) >> shift, as
+// its first value the first count ends with the decision as its sign.
+struct PairChannel {
+    int32_t planes;        // of the first count; 0: a SumsRule or the formula decides
+    int32_t shift;
+    int32_t count_planes;  // of the second count, which is never below zero
+    int32_t first_digit, end_digit;  // of the factor
+    int32_t constants;     // into each class's, one entry per plane, `shift` planes first
+    int32_t flip;
+};
+struct PairDigit {  // 2^place, or its negative
+    int16_t place;
+    int16_t negative;
+};
+
 // sign((scale1 * S1 + shift1) + (scale2 * S2 + shift2)) of the sums of two convolutions.
 struct BitPairTask {
     BitConvTask first, second;  // of one output shape; their outputs are not used
     View output;
-    const SumsRule* rules;      // per channel
+    const PairChannel* channels;
+    const PairDigit* digits;
+    const int32_t* constants;   // [class][class_constants]
+    int64_t class_constants;
+    const int32_t* row_classes;     // of positions that differ in their class of either convolution
+    const int32_t* column_classes;
+    int64_t column_class_count;
+    const SumsRule* rules;      // per channel without planes
     const double* formula;      // per channel scale1, shift1, scale2, shift2
 };
 

@@ -1,5 +1,6 @@
 """Layers of bits as code: the decisions of lists of taps, and of float64, on every element."""
 
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -204,3 +205,33 @@ def test_code_is_made_where_it_is_said_to_be(
     assert code == made
     assert with_code.bit_code_steps() == [False, made]
     assert without.bit_code_steps() == [False, False]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    made=layers(),
+    density=st.sampled_from([0.0, 0.03, 0.2, 0.5, 1.0]),
+    threads=st.sampled_from([1, 1, 1, 3]),
+    seed=st.integers(0, 2**31),
+)
+def test_signs_of_two_sums(
+    made: tuple[tuple[int, int, int], dict[str, Any]], density: float, threads: int, seed: int
+) -> None:
+    shape, layer = made
+    net = BitNet(shape, seed)
+    sums = [net.conv(net.bits, **{**layer, "density": d}) for d in (layer["density"], density)]
+    net.compare(net.combine(sums, "sign", "bits"), 300, threads)
+
+
+@pytest.mark.parametrize("taps", [*range(9), 15, 16, 17, 63, 64, 65, 255, 257])
+@pytest.mark.parametrize("other", [*range(5), 7, 8, 9, 31])
+def test_every_number_of_taps_of_two_sums(taps: int, other: int) -> None:
+    net = BitNet((300, 2, 3))
+    sums = []
+    for kept in (taps, other):
+        weight = net.weight((24, 300, 1, 1), 1.0) * (np.arange(300)[:, None, None] < kept)
+        given = (net.bits, *net.taps(weight, True), (1, 1), (0, 0), (1, 1), 1)
+        tensor = torch.from_numpy(weight)
+        step = partial(lambda w, v: functional.conv2d(v[net.bits], w), tensor)
+        sums.append(net._add(net.program.conv(*given), step))
+    net.compare(net.combine(sums, "sign", "bits"))

@@ -58,6 +58,77 @@ def test_sign_of_two_sums_with_slopes_of_every_ratio(isa: str, ratio: float) -> 
     net.check(y, (1, 130), exact=True)
 
 
+PLAIN = {"kernel": 3, "padding": 1}
+ONE = {"kernel": 1, "padding": 0}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "sides",
+    [
+        (ONE, PLAIN),
+        (PLAIN, {"kernel": 5, "padding": 2}),
+        ({"kernel": 3, "padding": 2, "dilation": 2}, {"kernel": (1, 3), "padding": (0, 1)}),
+        (PLAIN, {"kernel": 1, "padding": 0, "groups": 2}),
+    ],
+    ids=["the first has fewer taps", "two borders", "dilation", "groups"],
+)
+@pytest.mark.parametrize("isa", ISAS)
+def test_sign_of_two_sums_with_borders_of_their_own(
+    isa: str, sides: tuple[dict[str, Any], dict[str, Any]], stride: int
+) -> None:
+    """Also channels without taps on either side, and images of fewer pixels than a kernel."""
+    for shape, density in (((6, 7, 9), 0.5), ((10, 4, 3), 0.1)):
+        net = Net(shape, isa)
+        x = signed(net)
+        a, b = (net.conv(x, 16, stride=stride, density=density, **side) for side in sides)
+        scale = net.channels(16)
+        y = combined(net, [a, b], [scale, net.channels(16)], [scale / 3, scale / 7])
+        net.check(y, exact=True)
+        times_are_joined(net, [a, b])
+
+
+@pytest.mark.parametrize("taps", [(25, 18), (80, 5), (4, 90), (1, 2), (255, 1)], ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_sign_of_every_pair_of_sums(isa: str, taps: tuple[int, int]) -> None:
+    """Slopes and shifts of every size and sign; some sums are exactly on the threshold."""
+    count = 96
+    net = Net((sum(taps), 1, 1), isa)
+    x = signed(net)
+    signs = net.rng.choice([-1.0, 1.0], sum(taps))
+    sides = signs * (np.arange(sum(taps)) < taps[0]), signs * (np.arange(sum(taps)) >= taps[0])
+    turns = net.rng.choice([-1.0, 1.0], (2, count))
+    values = []
+    for side, turn in zip(sides, turns, strict=True):
+        weight = (turn[:, None] * side)[:, :, None, None]
+        value = net.program.conv(x, *net.taps(weight, True), (1, 1), (0, 0), (1, 1), 1)
+        tensor = torch.from_numpy(weight)
+        values.append(net._add(value, lambda v, t=tensor: functional.conv2d(v[x], t)))
+    sizes = 2.0 ** net.rng.integers(-9, 3, (2, count))
+    scales = [*(net.rng.normal(size=(2, count)) * sizes)]
+    scales[0][:4], scales[1][4:8] = 0, 0
+    scales[0][8:14] = [1e-300, 5e-324, 1e300, -1e-9, 1e9, 0.1]
+    scales[1][8:14] = [1e-300, 1.0, -1e300, 1.0, 1.0, 0.3]
+    met = [net.rng.integers(0, n + 1, count) for n in taps]  # of each side, on the threshold
+    ties = [
+        turn * (2 * m - n) * scale
+        for turn, m, n, scale in zip(turns, met, taps, scales, strict=True)
+    ]
+    shifts = [-ties[0], -ties[1]]
+    shifts[0][1::3] = -(ties[0] + ties[1])[1::3]
+    shifts[1][1::3] = 0
+    shifts[0][2::3] = (net.rng.normal(size=count) * sizes[0] * 5)[2::3]
+    y = combined(net, values, scales, shifts)
+    net.program.finish(y)
+    first, second = np.meshgrid(*(np.arange(n + 1) for n in taps), indexing="ij")
+    within = np.concatenate([np.arange(n) for n in taps])
+    reached = np.where(np.arange(sum(taps)) < taps[0], first.reshape(-1, 1), second.reshape(-1, 1))
+    images = np.where(within < reached, signs, -signs).astype(np.float32)
+    images = np.resize(images, (512, sum(taps)))[:, :, None, None]
+    np.testing.assert_array_equal(net.program.run(images), net.values(images)[y].numpy())
+    times_are_joined(net, values)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_sign_of_two_sums_of_many_taps(isa: str) -> None:
     """More than 8 planes, and more taps than an inequality is tried for."""
