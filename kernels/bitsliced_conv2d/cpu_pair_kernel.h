@@ -141,26 +141,29 @@ static void pair_signs(const BitPairTask& t, int64_t row, int64_t o, const Posit
     const PairChannel pair = t.channels[o];
     const Bits flip = splat_half(pair.flip);
     char* out = t.output.origin + o * t.output.channel_bytes + row * t.output.row_bytes;
-    int64_t i = 0;
-    if constexpr (kQuads && K <= kPixelsPlanes)
-        for (; t.first.quads && i + 1 < count; i += 2) {
-            const Position *a = positions + i, *b = a + 1;
-            const QuadChannel& channel = t.first.ordered[o];
-            Pixels planes[K];
-            for (int k = 0; k < K; ++k)
-                planes[k] = {numbers[i].bits[pair.shift + k], numbers[i + 1].bits[pair.shift + k]};
-            add_taps<K>(planes, channel,
-                        PixelsQuadTaps{a->input, b->input, t.first.quads + channel.first});
-            add_shared<K>(planes, t.first, channel, shared.planes + i * t.first.shared_vectors);
-            store(out + place_in(t.output, *a), planes[K - 1].first ^ flip);
-            store(out + place_in(t.output, *b), planes[K - 1].second ^ flip);
-        }
-    for (; i < count; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
+        const Position *a = positions + i, *b = a + 1;
+        const Bits* sums = shared.planes + i * t.first.shared_vectors;
+        if constexpr (kQuads && K <= kPixelsPlanes)
+            if (t.first.quads && i + 1 < count && a->lists == b->lists) {
+                const QuadLists& lists = a->lists[o];
+                Pixels planes[K];
+                for (int k = 0; k < K; ++k)
+                    planes[k] = {numbers[i].bits[pair.shift + k],
+                                 numbers[i + 1].bits[pair.shift + k]};
+                add_taps<K>(planes, lists,
+                            PixelsQuadTaps{a->input, b->input, t.first.quads + lists.first});
+                add_shared<K>(planes, t.first, t.first.ordered[o], sums);
+                store(out + place_in(t.output, *a), planes[K - 1].first ^ flip);
+                store(out + place_in(t.output, *b), planes[K - 1].second ^ flip);
+                ++i;
+                continue;
+            }
         Bits planes[K];
         for (int k = 0; k < K; ++k) planes[k] = numbers[i].bits[pair.shift + k];
-        add_counts<K>(planes, t.first, o, positions[i], shared.planes + i * t.first.shared_vectors);
+        add_counts<K>(planes, t.first, o, *a, sums);
         const Bits result = planes[K - 1] ^ flip;
-        memcpy(out + place_in(t.output, positions[i]), &result, size_t(positions[i].words) * 8);
+        memcpy(out + place_in(t.output, *a), &result, size_t(a->words) * 8);
     }
 }
 
@@ -171,6 +174,7 @@ static void bit_conv_pair(const BitPairTask& t, int64_t row, int64_t begin, int6
     SharedPlanes first_shared, second_shared;
     const int64_t block = positions_together(t.first);
     BitConvTask both = t.first;  // with the classes that tell positions of either apart
+    both.quads = nullptr;             // which lists there are none for
     both.row_classes = t.row_classes;
     both.column_classes = t.column_classes;
     both.column_class_count = t.column_class_count;
