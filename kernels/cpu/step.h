@@ -84,7 +84,8 @@ class ImageStep {
     std::vector<int> sources_;
 };
 
-// A step of the program; it also runs with pixels in the lanes, and gives the same bits.
+// A step of the program; it also runs with pixels in the lanes, and gives the same bits, but for the order
+// in which code adds up floats.
 class Step : public ImageStep {
    public:
     using ImageStep::ImageStep;

@@ -1,6 +1,6 @@
 // Sparse convolution: the images of a pixel in the lanes, a tile of output pixels in registers, one
 // load and one add (or multiply-add) per kept tap. Products and sums are rounded separately, and
-// reals are added in the order of the taps everywhere: all kernels give the same bits.
+// reals are added in the order of the taps: all kernels that read lists give the same bits.
 #pragma once
 
 #include <type_traits>

@@ -1,6 +1,6 @@
 // Sparse convolution of real values with pixels in the lanes: a tile of output vectors in registers,
 // one load and one add (or multiply-add) per kept tap and vector. Every lane adds in the order of
-// cpu_kernel.h, so both layouts give the same bits.
+// cpu_kernel.h, so both layouts give the same bits where lists are read.
 #pragma once
 
 #include <type_traits>

@@ -330,6 +330,8 @@ def test_samples_have_every_term(layout: str) -> None:
         allowed = {kernels._FAR}  # not every kernel has values as large as that
         if words == 1 or layout == WHOLE:  # of one vector or word nothing is sorted
             allowed.add("pixel sorted by stride")
+        if layout == WHOLE:  # whose additions the engine counts, with or without them
+            allowed.add("tap outside the image")
         if layout == LISTS:
             allowed.add("value read from bits")
         assert unused <= allowed, kernel.case
