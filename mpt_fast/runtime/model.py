@@ -28,12 +28,12 @@ class Model:
     this process may use. `read` gives the program again: with it the model keeps nothing that it
     does not run, and `program` is read anew whenever something asks for it.
 
-    A network of floats or 8-bit activations alone runs as machine code made from its taps where
-    the processor has AVX2 or AVX-512 and the system lets a process run what it wrote. Elsewhere,
-    and with `code=False`, it runs from lists of taps: slower, with the same results (floats: but for
-    the order in which they are added up), without the 4 to 10 bytes of code per +-1 tap (floats: 20
-    to 30). With AVX-512 and more than 256 images, so do
-    binary convolutions of a binary result and few taps, at about 22 bytes of code a tap.
+    A network of floats or 8-bit activations alone runs as machine code made from its taps
+    where the processor has AVX2 or AVX-512 and the system lets a process run what it wrote.
+    Elsewhere, and with `code=False`, it runs from lists of taps: slower, with the same results
+    (floats: but for the order in which they are added up), without the 4 to 10 bytes of code
+    per +-1 tap (floats: 20 to 30). With AVX-512 and more than 256 images, so do binary
+    convolutions of a binary result and few taps, at about 22 bytes of code a tap.
     """
 
     def __init__(
