@@ -23,6 +23,14 @@ from setuptools.command.build_ext import build_ext
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 BUILD = run_path("kernels/cpu/build.py")
 FLAGS, ISA_FLAGS = BUILD["FLAGS"], BUILD["ISA_FLAGS"]
+# Hold little but calls of pybind11, which take half as long again to compile at -O3.
+BINDINGS = (
+    "cpu/arguments.cpp",
+    "cpu/bind_program.cpp",
+    "bitsliced_conv2d/cpu.cpp",
+    "sparse_conv2d/cpu.cpp",
+    "xnor_linear/cpu.cpp",
+)
 EMULATED = "tests/engine/kernels_emulated512_avx2.cpp"
 BUILT = os.environ.get("MPT_FAST_ISAS", "native").split(",")
 if not {"native", "plain", "emulated512"}.issuperset(BUILT):
@@ -64,6 +72,8 @@ class OptionalBuildExt(build_ext):
             ext.extra_link_args.append("-fopenmp")
         compile_one = self.compiler._compile
         file_flags = {**ISA_FLAGS, "cpu/module.cpp": [f'-DMPT_SOURCE_DIGEST="{digest()}"']}
+        if not sanitize:
+            file_flags.update((name, ["-O1", "-ftree-vectorize"]) for name in BINDINGS)
 
         def compile_with_isa(obj, src, suffix, cc_args, postargs, pp_opts):  # type: ignore[no-untyped-def]
             for ending, flags in file_flags.items():
