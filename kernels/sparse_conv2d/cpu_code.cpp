@@ -403,10 +403,16 @@ class TapCode::Sorter {
         });
         for (size_t i = 1; i < begins_.size(); ++i) begins_[i] += begins_[i - 1];
         std::vector<int64_t> next(begins_.begin(), begins_.end() - 1);
-        sorted_.resize(size_t(taps.count()));
+        outputs_.resize(size_t(taps.count()));
+        indices_.resize(outputs_.size());
+        if (!taps.signs_only()) weights_.resize(outputs_.size());
+        int64_t part = 0;
         each([&](int64_t o, int64_t, size_t cell, const CompactTaps::Cursor& tap) {
-            sorted_[size_t(next[cell]++)] = {int32_t(o), tap.index(), tap.negative(),
-                                             int32_t(tap.number())};
+            while (o >= code_.first(part + 1)) ++part;
+            const auto at = size_t(next[cell]++);
+            outputs_[at] = uint8_t(o - code_.first(part));
+            indices_[at] = tap.negative() ? ~tap.index() : tap.index();
+            if (!weights_.empty()) weights_[at] = taps.weights()[size_t(tap.number())];
         });
     }
 
@@ -427,21 +433,18 @@ class TapCode::Sorter {
         const auto cell = size_t(block * code_.parts() + part);
         taps->clear();
         for (int64_t i = begins_[cell]; i < begins_[cell + 1]; ++i) {
-            const Sorted& tap = sorted_[size_t(i)];
-            const int64_t channel = tap.output / g_.outputs_per_group() * g_.group_channels +
-                                    tap.index / area - inputs.first_channel;
-            taps->push_back({int32_t(inputs.number(channel, tap.index % area)),
-                             uint8_t(tap.output - code_.first(part)), tap.negative,
-                             taps_.signs_only() ? 0.0F : taps_.weights()[size_t(tap.number)]});
+            const uint8_t output = outputs_[size_t(i)];
+            const bool negative = indices_[size_t(i)] < 0;
+            const int32_t index = negative ? ~indices_[size_t(i)] : indices_[size_t(i)];
+            const int64_t group = (code_.first(part) + output) / g_.outputs_per_group();
+            const int64_t channel =
+                group * g_.group_channels + index / area - inputs.first_channel;
+            taps->push_back({int32_t(inputs.number(channel, index % area)), output, negative,
+                             weights_.empty() ? 0.0F : weights_[size_t(i)]});
         }
     }
 
    private:
-    struct Sorted {
-        int32_t output, index;
-        bool negative;
-        int32_t number;
-    };
     template <class Body>
     void each(const Body& body) const {
         const auto area = int64_t(shape_.positions.size());
@@ -461,7 +464,9 @@ class TapCode::Sorter {
     const TapCode& code_;
     std::vector<RealRun> runs_;  // [blocks][outputs]
     std::vector<int64_t> begins_;  // of each block and part in sorted_
-    std::vector<Sorted> sorted_;
+    std::vector<uint8_t> outputs_;  // of each tap in its part
+    std::vector<int32_t> indices_;  // complements of those of negative taps
+    std::vector<float> weights_;
 };
 
 TapCode::TapCode(const Geometry& g, const CompactTaps& taps, const CodeShape& shape,
