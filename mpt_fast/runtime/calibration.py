@@ -220,15 +220,18 @@ def _fit(points: Sequence[Point]) -> list[float]:
 
 
 def nonnegative(matrix: NDArray, target: NDArray) -> list[float]:
-    """The x >= 0 of least ‖matrix·x − target‖ (Lawson and Hanson's active sets)."""
+    """The x >= 0 of least ‖matrix·x − target‖ (Lawson and Hanson's active sets).
+
+    Columns that are equal but for rounding might take turns for ever: the steps are bounded.
+    """
     scale = np.linalg.norm(matrix, axis=0)
     matrix = matrix / np.where(scale > 0, scale, 1)
     x = np.zeros(matrix.shape[1])
     support = np.zeros(matrix.shape[1], bool)
-    while True:
+    for _ in range(3 * len(x)):
         gradient = np.where(support, 0, matrix.T @ (target - matrix @ x))
         if gradient.max() <= 1e-10 * np.linalg.norm(target):
-            return (x / np.where(scale > 0, scale, 1)).tolist()
+            break
         support[gradient.argmax()] = True
         while True:
             best = np.zeros_like(x)
@@ -241,3 +244,4 @@ def nonnegative(matrix: NDArray, target: NDArray) -> list[float]:
             support &= x > 1e-14 * x.max()
             x[~support] = 0
         x = best
+    return (x / np.where(scale > 0, scale, 1)).tolist()

@@ -32,6 +32,11 @@ _SIGN_BYTES, _FLOAT_BYTES, _BIT_BYTES = 8.4, 20.0, 21.0  # of code for a tap, wi
 # code that stays in a cache, and what sums of a band of rows take with such code and with more.
 _FUNCTION_TAPS, _FUNCTION_SLICE = 4500, 36 * 1024
 _NEAR_CODE, _NEAR_BAND, _FAR_BAND = 256 * 1024, 64 * 1024, 1024 * 1024
+# From this density on channels share sums of inputs.
+_LEAST_SHARED = 0.07
+# As in sparse_conv2d/cpu_code.cpp: output channels whose sums AVX-512's registers hold, of floats
+# that share no sums of inputs and else, and those of AVX2.
+_FLOAT_SUMS, _SUMS, _AVX2_SUMS = 30, 28, 11
 
 
 # Layouts with images in the lanes. Of programs without bits: values lie channel by channel, or
@@ -196,7 +201,9 @@ def _code(work: Work, block: Block) -> tuple[float, ...]:
     blocks = math.ceil(inputs / max(1, int(channels)))
     if levels:
         blocks = max(blocks, math.ceil(kept / outputs / 200))  # as many fit 16-bit sums
-    parts = math.ceil(outputs / (27 if block.words == 8 else 11))  # by the vector registers
+    shares = step.taps.binary and kept >= _LEAST_SHARED * step.taps.weights
+    sums = _SUMS if shares or levels else _FLOAT_SUMS
+    parts = math.ceil(outputs / (sums if block.words == 8 else _AVX2_SUMS))
 
     size = kept * (_SIGN_BYTES if step.taps.binary else _FLOAT_BYTES)
     row_bytes = 64 * result.width * (outputs if blocks > 1 else math.ceil(outputs / parts))
